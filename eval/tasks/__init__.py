@@ -1,0 +1,9 @@
+"""Tasks: where problems come from and how the question is put. One task, one file.
+
+To add one: a file with a `Task`, and its line in TASKS. Raise `version` whenever a score could change.
+"""
+
+from eval.tasks import arithmetic, gsm8k
+from eval.tasks.base import Task
+
+TASKS: dict[str, Task] = {"arithmetic": arithmetic.TASK, "gsm8k": gsm8k.TASK}

@@ -1,0 +1,27 @@
+"""GSM8K's test problems (arXiv 2110.14168). Version 1: zero-shot, boxed answer."""
+
+import os
+from pathlib import Path
+
+from eval.tasks.base import Problem, Task
+from opd.config import Prompts
+from opd.prompts import load_rows
+
+SOURCE = {"dataset": "openai/gsm8k", "name": "main", "split": "test"}
+FILE = "gsm8k_test.jsonl"
+
+
+def load(n: int) -> list[Problem]:
+    """The first n test problems: from the folder named by OPD_DATA if it is set, else from the hub."""
+    folder = os.environ.get("OPD_DATA")
+    rows = load_rows(Prompts(path=str(Path(folder) / FILE)) if folder else Prompts(**SOURCE))
+    return [{"question": r["question"], "answer": r["answer"].rpartition("####")[2].strip()} for r in rows[:n]]
+
+
+TASK = Task(
+    name="gsm8k",
+    version=1,
+    load=load,
+    instruction="\nPlease reason step by step, and put your final answer within \\boxed{}.",
+    max_new_tokens=512,
+)

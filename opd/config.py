@@ -1,0 +1,343 @@
+"""A recipe: everything that decides a run, as typed and validated data. Read `Recipe` first.
+
+`load_recipe` turns YAML and `key.path=value` overrides into a `Recipe`, or raises `RecipeError` with one line that
+names the value, the reason and the way out. Nothing here loads a model or a tokenizer.
+"""
+
+from __future__ import annotations
+
+import difflib
+from functools import reduce
+from operator import or_
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, ClassVar, Literal, get_args
+
+import yaml
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+from opd.errors import RecipeError
+from opd.head.statistics import STATISTICS
+from opd.objectives import OBJECTIVES
+from opd.record import Record
+from opd.rollout.settings import RolloutSettings
+from opd.selection import SELECTORS
+
+
+def union_of(registry: dict[str, type[Record]]) -> Any:
+    """The union of a registry's records, told apart by their `type`."""
+    return Annotated[reduce(or_, registry.values()), Field(discriminator="type")]
+
+
+class Student(Record):
+    """The model that learns."""
+
+    model: str
+    """Hugging Face id or local folder of a causal language model."""
+    revision: str | None = None
+    """Commit, tag or branch on the hub; pin it for results that you publish."""
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    """Attention kernel; flash_attention_2 (CUDA) packs rollouts into one row, the others take rows of like length."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+
+
+class LocalTeacher(Record):
+    """A frozen model of the same tokenizer, loaded beside the student; gives whole distributions."""
+
+    gives: ClassVar[frozenset[str]] = frozenset(STATISTICS)
+
+    type: Literal["local"] = "local"
+    model: str
+    """Hugging Face id or local folder."""
+    revision: str | None = None
+    """Commit, tag or branch on the hub."""
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    """Attention kernel."""
+
+
+class Prompts(Record):
+    """Where prompts come from: a data set on the hub, or a local JSONL or Parquet file."""
+
+    dataset: str | None = None
+    """Hub id; give this or `path`."""
+    path: str | None = None
+    """Local .jsonl or .parquet file; give this or `dataset`."""
+    name: str | None = None
+    """Configuration of the hub data set (GSM8K has `main`)."""
+    split: str = "train"
+    """Split of the hub data set; a local file has only `train`."""
+    revision: str | None = None
+    """Commit of the hub data set; pin it for results that you publish."""
+    question: str = "question"
+    """Column with the user's message: a string, or a list of chat messages."""
+    answer: str | None = None
+    """Column with the final answer; where given, every rollout is graded and the reward logged."""
+    answer_after: str | None = None
+    """Take the answer from what follows this marker (GSM8K: `####`)."""
+    instruction: str = ""
+    """Appended to every question."""
+    system: str | None = None
+    """System message, where the chat template knows one."""
+    chat_template_kwargs: dict[str, Any] = {}
+    """Passed to the chat template, e.g. {enable_thinking: false}."""
+    max_tokens: PositiveInt = 2048
+    """Longer prompts are dropped, and counted."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Prompts:
+        if (self.dataset is None) == (self.path is None):
+            raise ValueError("give exactly one of 'dataset' (hub id) and 'path' (.jsonl or .parquet file)")
+        hub_only = {"name", "split", "revision"} & self.model_fields_set
+        if self.path is not None and hub_only:
+            raise ValueError(
+                f"{sorted(hub_only)} belong to a hub data set and have no effect on a local file; remove them"
+            )
+        if self.answer_after is not None and self.answer is None:
+            raise ValueError("'answer_after' has no effect without 'answer'; name the answer's column")
+        return self
+
+
+class Term(Record):
+    """One term of the loss: which tokens, what they pay, and how much it counts."""
+
+    select: union_of(SELECTORS) = SELECTORS["all"]()
+    """The token selector."""
+    objective: union_of(OBJECTIVES)
+    """What a retained token pays."""
+    weight: PositiveFloat = 1.0
+    """Factor of the term, which is a mean over its own retained tokens of the whole step."""
+
+
+class Optimizer(Record):
+    """AdamW and its schedule."""
+
+    lr: PositiveFloat = 1e-6
+    """Peak learning rate."""
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    """AdamW's averages."""
+    weight_decay: NonNegativeFloat = 0.1
+    """Decoupled; applied to matrices, not to norms and biases."""
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    """Shape of the learning rate over `steps`."""
+    warmup: NonNegativeInt = 0
+    """Steps of linear warm-up."""
+    min_lr_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Where cosine ends, as a share of `lr`."""
+    max_grad_norm: PositiveFloat = 1.0
+    """The global gradient norm is clipped to this."""
+
+    @model_validator(mode="after")
+    def _nothing_ignored(self) -> Optimizer:
+        if self.min_lr_share and self.schedule != "cosine":
+            raise ValueError(
+                f"'min_lr_share' belongs to schedule cosine and has no effect with {self.schedule!r}; remove it"
+            )
+        return self
+
+
+class Evaluate(Record):
+    """Scores of teacher and student on held-out problems, on the engine that is already up."""
+
+    task: str
+    """A task of eval/tasks, e.g. gsm8k."""
+    problems: PositiveInt = 200
+    """The first so many problems of the task."""
+    every: NonNegativeInt = 0
+    """Score the student every so many steps too; 0 scores at the start and the end only."""
+    max_new_tokens: PositiveInt | None = None
+    """Null takes the task's own."""
+    teacher: bool = True
+    """Score the teacher once."""
+    fixed_text: NonNegativeInt = 64
+    """So many rollouts of the *start* student on held-out problems are kept, and both KLs measured on them."""
+
+
+class Metrics(Record):
+    """What is measured, and where it goes."""
+
+    full_every: PositiveInt = 10
+    """Statistics that no selector needs (entropies, divergences, quadrants, engine gap) are measured every so many steps."""
+    rollouts: NonNegativeInt = 8
+    """Rollouts a step that are stored with per-token statistics and weights."""
+    trackers: list[Literal["tensorboard", "wandb"]] = []
+    """Experiment trackers, beside metrics.jsonl."""
+
+
+class Checkpoints(Record):
+    """What `--resume` continues from."""
+
+    every: PositiveInt = 50
+    """Steps between checkpoints."""
+    keep: PositiveInt = 1
+    """Newest checkpoints that stay."""
+
+
+class Recipe(Record):
+    """A whole recipe. Its result never depends on `token_budget`, nor on how many ranks share the work."""
+
+    student: Student
+    teacher: LocalTeacher
+    prompts: Prompts
+    rollout: RolloutSettings = RolloutSettings()
+    loss: Annotated[list[Term], Field(min_length=1)]
+    """The terms; they add up."""
+    loss_temperature: PositiveFloat = 1.0
+    """Temperature of both models in objectives and statistics (`rollout.temperature` is the sampler's); no T² factor."""
+    optimizer: Optimizer = Optimizer()
+    steps: PositiveInt = 200
+    """Optimizer steps."""
+    prompts_per_step: PositiveInt = 8
+    """Prompts of one optimizer step, over all ranks; times `rollout.samples_per_prompt` rollouts."""
+    token_budget: PositiveInt = 16384
+    """Tokens of a micro-batch, prompts and padding included: memory and speed, never the result."""
+    tile_mib: PositiveInt = 64
+    """Working memory of the loss head in MiB: speed, never the result."""
+    precision: Literal["bf16", "fp32", "fp64"] = "bf16"
+    """bf16 trains with fp32 master weights; fp64 exists for reference tests."""
+    seed: int = 0
+    """Keys every draw of the run."""
+    stop_after_skips: PositiveInt = 3
+    """Non-finite steps in a row after which the run stops (each is skipped on every rank)."""
+    evaluate: Evaluate | None = None
+    """Null evaluates nothing."""
+    metrics: Metrics = Metrics()
+    checkpoints: Checkpoints = Checkpoints()
+    published: dict[str, Any] | None = None
+    """The paper's figures for this recipe, with protocol and source."""
+    reproduced_elsewhere: dict[str, Any] | None = None
+    """Others' figures."""
+    measured: dict[str, Any] | None = None
+    """Ours: score ± standard error, steps, hardware, commit, command; null until run."""
+
+    @model_validator(mode="after")
+    def _budget_holds_a_rollout(self) -> Recipe:
+        longest = self.prompts.max_tokens + self.rollout.max_new_tokens
+        if self.token_budget < longest:
+            raise ValueError(
+                f"token_budget {self.token_budget} is below one rollout: prompts.max_tokens {self.prompts.max_tokens} + "
+                f"rollout.max_new_tokens {self.rollout.max_new_tokens} = {longest}; raise it to {longest} or more"
+            )
+        return self
+
+    @property
+    def statistics(self) -> frozenset[str]:
+        """The statistics that the selectors need."""
+        return frozenset(name for term in self.loss for name in term.select.needs)
+
+
+def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
+    """The recipe in a YAML file, with `key.path=value` overrides applied (values are YAML).
+
+    Raises RecipeError in one line for a file that is missing or not YAML, an unknown key (with the nearest known
+    one), a wrong type or value, or a combination that does not exist.
+    """
+    path = Path(path)
+    try:
+        data = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise RecipeError(f"can't read recipe {str(path)!r}: {error.strerror}; give the path of a YAML file") from None
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path} is not plain YAML ({_yaml_problem(error)}); write keys and values only") from None
+    if not isinstance(data, dict):
+        raise RecipeError(f"{path} holds a {type(data).__name__}, not keys with values; see recipes/ for examples")
+    for override in overrides or []:
+        _override(data, override)
+    return parse_recipe(data)
+
+
+def parse_recipe(data: dict[str, Any]) -> Recipe:
+    """A recipe from plain data; RecipeError names the first few problems in one line."""
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        problems = [_problem(item) for item in error.errors()[:3]]
+        raise RecipeError("; ".join(problems)) from None
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The resolved recipe as YAML, every default written out."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _override(data: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals:
+        raise RecipeError(f"override {override!r} has no '='; write key.path=value")
+    *parents, last = key.split(".")
+    try:
+        value = yaml.safe_load(text)
+        node = reduce(_child, parents, data)
+        if isinstance(node, list):
+            node[int(last)] = value
+        else:
+            node[last] = value
+    except yaml.YAMLError as error:
+        raise RecipeError(f"override {override!r}: the value is not YAML ({_yaml_problem(error)})") from None
+    except (ValueError, IndexError, TypeError):
+        raise RecipeError(
+            f"override {override!r} names no place in the recipe; lists take a number, as in loss.0.weight=1"
+        ) from None
+
+
+def _child(node: Any, key: str) -> Any:
+    if isinstance(node, list):
+        return node[int(key)]
+    if node.get(key) is None:
+        node[key] = {}
+    return node[key]
+
+
+def _yaml_problem(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    where = f", line {mark.line + 1}" if mark else ""
+    return f"{getattr(error, 'problem', None) or 'unreadable'}{where}"
+
+
+def _problem(item: dict[str, Any]) -> str:
+    """One line for one of pydantic's errors: where, what, and the nearest known key."""
+    tags = {*SELECTORS, *OBJECTIVES}
+    where = [str(part) for part in item["loc"] if part not in tags]
+    key = ".".join(where) or "recipe"
+    if item["type"] == "extra_forbidden":
+        known = sorted(_record_at(where[:-1]).model_fields) if _record_at(where[:-1]) else []
+        near = difflib.get_close_matches(where[-1], known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}" if known else "remove it"
+        return f"unknown key {key!r}: it has no effect here; {hint}"
+    if item["type"] == "missing":
+        return f"missing key {key!r}: the recipe needs it"
+    if item["type"] == "union_tag_invalid":
+        return f"{key}: there is no type {item['ctx']['tag']!r}; choose one of {item['ctx']['expected_tags']}"
+    message = item["msg"].removeprefix("Value error, ")
+    given = "" if item["type"] == "value_error" else f" (got {item['input']!r})"
+    return f"{key}: {message}{given}"
+
+
+def _record_at(where: list[str]) -> type[Record] | None:
+    """The record class that a path of keys leads to, if it is one class."""
+    record: Any = Recipe
+    for key in where:
+        if key.isdigit():
+            continue
+        field = getattr(record, "model_fields", {}).get(key)
+        if field is None:
+            return None
+        records = list(_records(field.annotation))
+        if len(records) != 1:
+            return None
+        record = records[0]
+    return record
+
+
+def _records(annotation: Any) -> list[type[Record]]:
+    if isinstance(annotation, type) and not isinstance(annotation, UnionType) and issubclass(annotation, Record):
+        return [annotation]
+    return [record for part in get_args(annotation) for record in _records(part)]

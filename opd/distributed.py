@@ -1,0 +1,180 @@
+"""Data ranks, and the student under DeepSpeed: the only file that names accelerate's and DeepSpeed's process groups.
+
+`Ranks` counts and gathers; `Trainer` holds the sharded student and is the one place where a gradient becomes a step.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+class Ranks:
+    """The data ranks of a run; alone, every collective is the identity."""
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self.initialized = dist.is_available() and dist.is_initialized()
+        self.index = dist.get_rank() if self.initialized else 0
+        self.count = dist.get_world_size() if self.initialized else 1
+        self.device = torch.device(device)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank writes and prints."""
+        return self.index == 0
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The element-wise sum over all ranks, on the CPU and the same on each."""
+        if self.count == 1:
+            return tensor.cpu()
+        total = tensor.to(self.device, copy=True)
+        dist.all_reduce(total)
+        return total.cpu()
+
+    def agree(self, flag: bool) -> bool:
+        """Whether the flag holds on every rank."""
+        return int(self.sum(torch.tensor(int(flag)))) == self.count
+
+    def gather_objects(self, item: Any) -> list[Any]:
+        """Every rank's item, in order of rank."""
+        if self.count == 1:
+            return [item]
+        items = [None] * self.count
+        dist.all_gather_object(items, item)
+        return items
+
+    def from_main(self, item: Any) -> Any:
+        """Rank 0's item."""
+        return self.gather_objects(item if self.is_main else None)[0]
+
+    def barrier(self) -> None:
+        """Wait for every rank."""
+        self.agree(True)
+
+
+@dataclass(frozen=True)
+class Update:
+    """What became of a step: whether it was skipped (non-finite), and the gradient's global norm before clipping."""
+
+    skipped: bool
+    grad_norm: float
+
+
+class Trainer:
+    """The student under DeepSpeed: called like the student, with `backward` and `update` for its gradient."""
+
+    def __init__(self, accelerator: Any, student: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self.accelerator = accelerator
+        self.student = student
+        self._finite = True
+        for parameter in student.parameters():
+            if parameter.requires_grad:
+                parameter.register_hook(self._watch)
+        self.engine, _ = accelerator.prepare(student, optimizer)
+        self.ranks = Ranks(accelerator.device)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.engine(*args, **kwargs)
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        """Add a micro-batch's gradient; every rank calls it as often, `last` on the step's final one.
+
+        DeepSpeed averages over ranks, and the loss is already divided by global counts, so it is multiplied by R.
+        """
+        self._watch(loss.detach())
+        self.engine.set_gradient_accumulation_boundary(is_boundary=last)
+        self.engine.backward(loss * self.ranks.count)
+
+    def update(self, lr: float) -> Update:
+        """One optimizer step at this learning rate, or none on any rank if a loss or gradient was not finite on one."""
+        finite, self._finite = self.ranks.agree(bool(self._finite)), True
+        if not finite:
+            self.engine.optimizer.zero_grad()
+            return Update(skipped=True, grad_norm=float("nan"))
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = lr
+        self.engine.step()
+        norm = self.engine.get_global_grad_norm()
+        return Update(skipped=False, grad_norm=float("nan") if norm is None else float(norm))
+
+    @property
+    def zero_stage(self) -> int:
+        """DeepSpeed's ZeRO stage, 0 to 3."""
+        return self.engine.zero_optimization_stage()
+
+    def save(self, folder: Path) -> None:
+        """Write model, optimizer and random state; collective."""
+        self.accelerator.save_state(str(folder), safe_serialization=True)
+
+    def load(self, folder: Path) -> None:
+        """Read what `save` wrote; collective."""
+        self.accelerator.load_state(str(folder))
+
+    def _watch(self, tensor: Tensor) -> None:
+        self._finite = torch.isfinite(tensor.sum()) & self._finite
+
+
+@contextmanager
+def gathered(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Whole parameters inside, whatever ZeRO stage shards them; collective, read-only."""
+    parameters = list(parameters)
+    if not any(hasattr(p, "ds_id") for p in parameters):
+        yield
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(parameters):
+        yield
+
+
+def is_main_process() -> bool:
+    """Rank 0 according to the launcher, before any process group exists."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def world_size() -> int:
+    """Data ranks according to the launcher, before any process group exists."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def start(precision: str, *, max_grad_norm: float, trackers: list[str], folder: Path | None = None) -> Any:
+    """An Accelerator under DeepSpeed: the launcher's ZeRO stage, or stage 0 in one process without a launcher."""
+    on_cuda = torch.cuda.is_available()
+    if not on_cuda:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}.items():
+        os.environ.setdefault(name, value)
+    os.environ.setdefault("MASTER_PORT", str(_free_port()))
+    os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
+    from accelerate import Accelerator, DeepSpeedPlugin, InitProcessGroupKwargs
+
+    launched = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true"
+    plugin = DeepSpeedPlugin() if launched else DeepSpeedPlugin(zero_stage=0)
+    plugin.deepspeed_config |= {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": max_grad_norm,
+        "steps_per_print": 2**31,
+    }
+    return Accelerator(
+        deepspeed_plugin=plugin,
+        mixed_precision="bf16" if precision == "bf16" else "no",
+        kwargs_handlers=[InitProcessGroupKwargs(backend="nccl" if on_cuda else "gloo")],
+        log_with=trackers or None,
+        project_dir=str(folder) if folder else None,
+    )
+
+
+def _free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]

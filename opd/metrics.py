@@ -1,0 +1,149 @@
+"""What a step says about itself. Every metric has one row in METRICS: unit and meaning; README shows the table."""
+
+from __future__ import annotations
+
+import math
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from opd.batch import Rollout, TokenTable
+from opd.selection.scaling import clip_at_quantile, min_max
+
+METRICS: dict[str, tuple[str, str]] = {
+    "loss": ("nats", "sum of the terms, each a mean over its own retained tokens of the step"),
+    "lr": ("", "learning rate of the step"),
+    "grad_norm": ("", "global norm of the gradient before clipping; NaN in a skipped step"),
+    "skipped": ("0 or 1", "the step was not finite on some rank and changed nothing on any"),
+    "reward": ("share", "mean reward of the graded rollouts; NaN where the data has no answers"),
+    "tokens": ("tokens", "trained tokens of the step, C"),
+    "length": ("tokens", "mean trained tokens of a rollout"),
+    "truncated": ("share", "rollouts cut off at rollout.max_new_tokens"),
+    "failed": ("share", "rollouts that ended in an engine error"),
+    "term*/kept": ("share", "tokens that the term retains"),
+    "term*/divergence_kept": ("share", "share of the step's total reverse KL that stands on the retained tokens"),
+    "student_entropy": ("nats", "H_S, mean over all trained tokens"),
+    "teacher_entropy": ("nats", "H_T, mean over all trained tokens"),
+    "reverse_kl": ("nats", "KL(S‖T), mean over all trained tokens of this step's rollouts"),
+    "forward_kl": ("nats", "KL(T‖S), mean over all trained tokens of this step's rollouts"),
+    "sampled_reverse_kl": ("nats", "log p_S − log p_T of the sampled token, mean"),
+    "gap": ("nats", "|log p of the sampled token, engine − trainer|, mean: rises when weights are not in sync"),
+    "gap_p99": ("nats", "the same, 99th percentile"),
+    "Q1": ("share", "tokens with ĥ and δ̂ above ½: unsure, and the teacher disagrees (TIP's quadrants)"),
+    "Q2": ("share", "ĥ above ½ only: unsure, and the teacher agrees"),
+    "Q3": ("share", "δ̂ above ½ only: sure, and the teacher disagrees"),
+    "Q4": ("share", "neither"),
+    "version": ("steps", "optimizer steps behind the weights that sampled the rollouts"),
+    "time/*": ("s", "wall seconds of a phase: generate, reward, score, train, sync; time/step is the whole"),
+    "memory/*": ("GiB", "peak resident (CPU) or allocated (CUDA) memory of a phase on rank 0"),
+    "tokens_per_second": ("tokens/s", "trained tokens over time/step, all ranks together"),
+}
+
+CLOCKED = ("time/", "memory/", "tokens_per_second")
+"""Metrics that no two runs share; all others are the same bit for bit in a resumed run."""
+
+
+def step_metrics(table: TokenTable, weights: list[Tensor], rollouts: list[Rollout]) -> dict[str, float]:
+    """The metrics that follow from the step's table, its terms' weights and its rollouts; the same on every rank."""
+    graded = table.reward_B[[i for i, r in enumerate(rollouts) if "answer" in r.extra]]
+    metrics = {
+        "reward": _mean(graded),
+        "tokens": float(len(table)),
+        "length": _mean(table.length_B),
+        "truncated": _mean(torch.tensor([r.finish == "length" for r in rollouts])),
+        "failed": _mean(torch.tensor([r.finish == "error" for r in rollouts])),
+    }
+    for i, weight_C in enumerate(weights):
+        kept_C = weight_C > 0
+        metrics[f"term{i}/kept"] = _mean(kept_C)
+        if "reverse_kl" in table.statistics:
+            total = table["reverse_kl"].sum()
+            metrics[f"term{i}/divergence_kept"] = float(table["reverse_kl"][kept_C].sum() / total) if total > 0 else 0.0
+    for name in ("student_entropy", "teacher_entropy", "reverse_kl", "forward_kl"):
+        if name in table.statistics:
+            metrics[name] = _mean(table[name])
+    if {"student_logprob", "teacher_logprob", "behaviour_logprob"} <= table.statistics.keys():
+        metrics["sampled_reverse_kl"] = _mean(table["student_logprob"] - table["teacher_logprob"])
+        gap_C = (table["behaviour_logprob"] - table.sampler_logprob_C).abs().double()
+        metrics |= {"gap": _mean(gap_C), "gap_p99": _quantile(gap_C, 0.99)}
+        h_C, d_C = scaled(table)
+        metrics |= quadrants(h_C, d_C, cuts=(0.5, 0.5))
+    return metrics
+
+
+def scaled(table: TokenTable) -> tuple[Float[Tensor, " C"], Float[Tensor, " C"]]:
+    """ĥ (H_S clipped at its 98th percentile) and δ̂ (KL(S‖T)), each scaled to [0, 1] over the step."""
+    return min_max(clip_at_quantile(table["student_entropy"], 0.98)), min_max(table["reverse_kl"])
+
+
+def quadrants(h_C: Float[Tensor, " C"], d_C: Float[Tensor, " C"], *, cuts: tuple[float, float]) -> dict[str, float]:
+    """Shares of TIP's four quadrants (arXiv 2604.14084); high is strictly above its cut."""
+    unsure_C, disagreeing_C = h_C > cuts[0], d_C > cuts[1]
+    return {
+        "Q1": _mean(unsure_C & disagreeing_C),
+        "Q2": _mean(unsure_C & ~disagreeing_C),
+        "Q3": _mean(~unsure_C & disagreeing_C),
+        "Q4": _mean(~unsure_C & ~disagreeing_C),
+    }
+
+
+def _mean(values: Tensor) -> float:
+    return float(values.double().mean()) if values.numel() else math.nan
+
+
+def _quantile(values: Tensor, q: float) -> float:
+    return float(clip_at_quantile(values, q).max()) if values.numel() else math.nan
+
+
+class Clock:
+    """Wall seconds and peak memory of each phase, of the step and of the whole run."""
+
+    def __init__(self) -> None:
+        self.step: dict[str, float] = {}
+        self.total: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        """Measure what happens inside as `phase`; a phase may come several times a step, never within another."""
+        _reset_peak()
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            seconds, peak = time.perf_counter() - began, _peak_gib()
+            for book in (self.step, self.total):
+                book[f"time/{phase}"] = book.get(f"time/{phase}", 0.0) + seconds
+                book[f"memory/{phase}"] = max(book.get(f"memory/{phase}", 0.0), peak)
+
+    def take(self) -> dict[str, float]:
+        """This step's figures; the next step starts empty."""
+        taken, self.step = self.step, {}
+        return taken
+
+
+def _reset_peak() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        return
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        pass
+
+
+def _peak_gib() -> float:
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    try:
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) / 2**20
+    except (OSError, IndexError):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

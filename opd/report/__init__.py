@@ -1,0 +1,2 @@
+"""What a person sees: progress while it runs (`progress.py`), and at the end a table (`table.py`), a plot (`plot.py`)
+and stored rollouts with what each token weighed (`rollouts.py`)."""

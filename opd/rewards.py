@@ -1,0 +1,53 @@
+"""The one grader: rewards in training and scores in eval/ both come from here."""
+
+from __future__ import annotations
+
+import logging
+import re
+
+from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
+
+NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?")
+
+logging.getLogger("math_verify").setLevel(logging.CRITICAL)
+
+
+def grade(completion: str, answer: str) -> float:
+    """1.0 if the completion's final answer equals `answer`, else 0.0.
+
+    The final answer is the last \\boxed{…}, or else the last number of the text. Equal as text is equal; anything else
+    is compared as mathematics by math-verify.
+
+    >>> grade("so it is \\\\boxed{1{,}000}", "1000"), grade("5 apples and 7", "5")
+    (1.0, 0.0)
+    """
+    found = final_answer(completion)
+    if found is None:
+        return 0.0
+    if _plain(found) == _plain(answer):
+        return 1.0
+    readers = [LatexExtractionConfig(), ExprExtractionConfig()]
+    gold, given = (parse(f"${text}$", extraction_config=readers) for text in (answer, found))
+    return float(bool(gold and given and verify(gold, given)))
+
+
+def final_answer(completion: str) -> str | None:
+    """The contents of the last \\boxed{…}, braces balanced, or else the last number, or else None."""
+    start = completion.rfind("\\boxed{")
+    if start >= 0 and (inside := _braced(completion[start + len("\\boxed") :])) is not None:
+        return inside
+    numbers = NUMBER.findall(completion)
+    return numbers[-1] if numbers else None
+
+
+def _braced(text: str) -> str | None:
+    depth = 0
+    for i, sign in enumerate(text):
+        depth += {"{": 1, "}": -1}.get(sign, 0)
+        if depth == 0:
+            return text[1:i]
+    return None
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[\s,$]|\{,\}", "", text.replace("{,}", "")).rstrip(".")

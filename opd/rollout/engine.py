@@ -1,0 +1,94 @@
+"""The seam between trainer and engines: prompts in, rollouts out, on every rank alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from opd.batch import FinishReason, Prompt, Rollout
+from opd.distributed import Ranks
+from opd.seeds import seed_for
+
+Weights = Iterator[tuple[str, Tensor]]
+"""Names as in the checkpoint, and whole tensors."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to sample: G rollouts a prompt, temperature 0 is greedy.
+
+    seed_key: what every rollout's seed is keyed by, together with prompt and sample; None leaves it to the engine.
+    """
+
+    samples: int
+    max_new_tokens: int
+    temperature: float
+    seed_key: tuple[int | str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Request:
+    """One rollout to be made."""
+
+    prompt: Prompt
+    group: int
+    seed: int | None
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What an engine made of a request: tokens, their log-probs at the sampler's temperature, and why it ended."""
+
+    token_ids: list[int]
+    logprobs: list[float]
+    finish: FinishReason
+
+
+class RolloutEngine:
+    """Samples from the student. Collective: every rank passes the same prompts and gets the same rollouts."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        self.ranks = ranks
+        self.version = 0
+
+    def generate(self, prompts: list[Prompt], sampling: Sampling) -> list[Rollout]:
+        """G rollouts of every prompt, in order of prompt, then sample; the ranks share the work."""
+        requests = [
+            Request(prompt, group, self._seed(sampling, prompt, sample))
+            for group, prompt in enumerate(prompts)
+            for sample in range(sampling.samples)
+        ]
+        mine = requests[self.ranks.index :: self.ranks.count]
+        made = [self._rollout(request, done) for request, done in zip(mine, self.sample(mine, sampling), strict=True)]
+        rollouts: list[Rollout | None] = [None] * len(requests)
+        for rank, share in enumerate(self.ranks.gather_objects(made)):
+            rollouts[rank :: self.ranks.count] = share
+        return rollouts
+
+    def sample(self, requests: list[Request], sampling: Sampling) -> list[Completion]:
+        """This rank's completions, in order. A completion that fails is data: finish `error`."""
+        raise NotImplementedError
+
+    def load(self, weights: Weights, version: int) -> None:
+        """Take new weights, which every rank streams in lockstep."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Free what the engine holds."""
+
+    def _seed(self, sampling: Sampling, prompt: Prompt, sample: int) -> int | None:
+        return None if sampling.seed_key is None else seed_for(*sampling.seed_key, prompt.index, sample)
+
+    def _rollout(self, request: Request, done: Completion) -> Rollout:
+        prompt = request.prompt
+        return Rollout(
+            token_ids=[*prompt.token_ids, *done.token_ids],
+            trained=[False] * len(prompt.token_ids) + [True] * len(done.token_ids),
+            logprobs=done.logprobs,
+            versions=[self.version] * len(done.token_ids),
+            finish=done.finish,
+            group=request.group,
+            extra=prompt.extra,
+        )

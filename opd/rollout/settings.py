@@ -1,0 +1,40 @@
+"""The recipe's `rollout:` section."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from opd.record import Record
+
+
+class RolloutSettings(Record):
+    """How the student samples: engine, length, temperature. Whole distributions only: no top-p, no top-k."""
+
+    type: Literal["auto", "vllm", "transformers", "recorded"] = "auto"
+    """auto takes vllm where it is installed, else transformers, and says so; recorded reads `path`."""
+    path: str | None = None
+    """Folder of recorded rollouts (`rollouts/` of another run), for type recorded."""
+    samples_per_prompt: PositiveInt = 16
+    """Rollouts of one prompt, G."""
+    max_new_tokens: PositiveInt = 1024
+    """A rollout is cut off here, and counted as truncated."""
+    temperature: PositiveFloat = 1.0
+    """The sampler's temperature."""
+    seeded: bool | None = None
+    """A seed for each rollout, keyed by run seed, step, prompt and sample; null: yes on a CPU, no on CUDA (slower there)."""
+    kv_cache_mib: PositiveInt = 256
+    """vLLM's key-value cache on a CPU, in MiB a rank."""
+    gpu_memory_share: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    """vLLM's share of a GPU beside the trainer."""
+    sleep: bool = True
+    """Free vLLM's GPU memory while the trainer works (no effect on a CPU)."""
+
+    @model_validator(mode="after")
+    def _path_only_where_read(self) -> RolloutSettings:
+        if (self.type == "recorded") != (self.path is not None):
+            raise ValueError(
+                "'path' (a folder of recorded rollouts) and type recorded go together: give both or neither"
+            )
+        return self

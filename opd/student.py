@@ -1,0 +1,117 @@
+"""The student: one module whose forward runs backbone and head, so that the sharded optimizer's own hooks gather it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from opd.batch import Batch, TeacherScores
+from opd.distributed import gathered
+from opd.head.loss import Payment, head_loss
+from opd.head.statistics import row_statistics
+from opd.head.weights import HiddenStates, align
+from opd.models import backbone, head_weights, trained_states
+
+BUCKET_BYTES = 1 << 30
+"""Weights stream to the engine in buckets of at most this."""
+
+Statistics = dict[str, Tensor]
+Choose = Callable[[Statistics], list[Payment]]
+"""From a micro-batch's statistics to what its tokens pay."""
+
+
+class TiledHead(nn.Module):
+    """The lm_head under its own name and weights; its forward takes hidden states and never returns logits."""
+
+    def __init__(
+        self, linear: nn.Linear, config: object, *, tokens: int, temperatures: tuple[float, float], tile_mib: int
+    ):
+        super().__init__()
+        self.weight, self.bias = linear.weight, linear.bias
+        self.config, self.tokens, self.tile_bytes = config, tokens, tile_mib << 20
+        self.temperature, self.sampler_temperature = temperatures
+
+    def forward(
+        self, hidden_CH: Tensor, token_id_C: Tensor, teacher: TeacherScores, needs: Iterable[str], choose: Choose | None
+    ) -> tuple[Tensor | None, Statistics]:
+        """(loss or None, statistics): first the statistics named in `needs`, then the loss of what `choose` picks."""
+        own, others = align(head_weights(self.weight, self.bias, self.config), teacher.head, self.tokens)
+        student, teacher = HiddenStates(hidden_CH, own), HiddenStates(teacher.hidden_NH, others)
+        statistics = row_statistics(
+            needs,
+            student,
+            teacher,
+            token_id_C,
+            temperature=self.temperature,
+            sampler_temperature=self.sampler_temperature,
+            tile_bytes=self.tile_bytes,
+        )
+        if choose is None:
+            return None, statistics
+        payments = choose(statistics)
+        loss = head_loss(student, teacher, payments, temperature=self.temperature, tile_bytes=self.tile_bytes)
+        return loss, statistics
+
+
+class Student(nn.Module):
+    """Backbone and tiled head. tokens: the tokenizer's size, to which padded vocabularies of unequal size are cut.
+
+    temperatures: (of the loss, of the sampler).
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, *, tokens: int, temperatures: tuple[float, float] = (1.0, 1.0), tile_mib: int = 64
+    ) -> None:
+        super().__init__()
+        self.model = model
+        linear = model.get_output_embeddings()
+        head = TiledHead(linear, model.config, tokens=tokens, temperatures=temperatures, tile_mib=tile_mib)
+        model.set_output_embeddings(head)
+        model.train()
+
+    @property
+    def head(self) -> TiledHead:
+        """The lm_head, a module of its own."""
+        return self.model.get_output_embeddings()
+
+    def forward(
+        self, batch: Batch, teacher: TeacherScores, *, needs: Iterable[str] = (), choose: Choose | None = None
+    ) -> tuple[Tensor | None, Statistics]:
+        """Statistics of the batch's trained tokens, and with `choose` the loss of what it picks (else None).
+
+        An empty batch still runs backbone and head, so that every rank's collectives meet.
+        """
+        hidden_CH = trained_states(backbone(self.model), batch)
+        return self.head(hidden_CH, batch.token_id_C, teacher, needs, choose)
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Whole weights under their checkpoint names, gathered bucket by bucket; collective, each rank must exhaust it."""
+        for bucket in buckets(list(self.model.named_parameters())):
+            with gathered(parameter for _, parameter in bucket), torch.no_grad():
+                for name, parameter in bucket:
+                    yield name, parameter.data
+
+    def export(self, folder: Path, tokenizer: PreTrainedTokenizerBase, *, writes: bool) -> None:
+        """A plain Hugging Face folder, which transformers and vLLM load; collective, `writes` on one rank."""
+        weights = {name: tensor.detach().cpu().clone() for name, tensor in self.weights()}
+        if writes:
+            self.model.save_pretrained(folder, state_dict=weights)
+            tokenizer.save_pretrained(folder)
+
+
+def buckets(parameters: list[tuple[str, nn.Parameter]]) -> Iterator[list[tuple[str, nn.Parameter]]]:
+    """Neighbouring parameters together, up to BUCKET_BYTES (a larger one alone)."""
+    bucket, size = [], 0
+    for name, parameter in parameters:
+        bytes_ = getattr(parameter, "ds_numel", parameter.numel()) * parameter.element_size()
+        if bucket and size + bytes_ > BUCKET_BYTES:
+            yield bucket
+            bucket, size = [], 0
+        bucket.append((name, parameter))
+        size += bytes_
+    if bucket:
+        yield bucket

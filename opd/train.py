@@ -1,0 +1,284 @@
+"""The main job, read this first: build the parts, run the loop, evaluate, save.
+
+`train` is the whole story; each of its lines calls a part that is named like its file.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from opd import checkpoint, distributed
+from opd.batch import Rollout
+from opd.doctor import Checked
+from opd.errors import TrainingError
+from opd.metrics import Clock
+from opd.models import DTYPES, load_model
+from opd.prompts import stop_tokens
+from opd.report.plot import plot_run
+from opd.report.progress import Progress
+from opd.report.rollouts import record_rollouts
+from opd.report.table import print_summary
+from opd.rewards import grade
+from opd.rollout.engine import RolloutEngine, Sampling
+from opd.rollout.source import Source, live, read_rollouts, recorded, start_engine, write_rollouts
+from opd.run import RunFolder, environment
+from opd.schedules import learning_rate
+from opd.step import Outcome, Run, divergences, step
+from opd.student import Student
+from opd.teacher.check import check_self_distillation
+from opd.teacher.local import LocalTeacher
+
+
+@dataclass
+class Parts:
+    """What the loop runs on."""
+
+    checked: Checked
+    folder: RunFolder
+    run: Run
+    engine: RolloutEngine | None
+    source: Source
+    accelerator: Any
+
+
+def train(checked: Checked, folder: RunFolder, *, resume: bool) -> dict[str, Any]:
+    """Run the checked recipe in its folder; returns the summary that it also writes there."""
+    recipe = checked.recipe
+    parts = build(checked, folder, resume=resume)
+    first = restore(parts) if resume else 0
+    score_student(parts, "student_start", steps=first)
+    skips = 0
+    with Progress(recipe.steps, done=first, shown=parts.run.ranks.is_main) as progress:
+        for index in range(first, recipe.steps):
+            outcome, rollouts = one_step(parts, index)
+            progress.show(index + 1, outcome.metrics)
+            skips = skips + 1 if outcome.skipped else 0
+            stop_if_lost(parts, rollouts, index, skips)
+            if recipe.evaluate and recipe.evaluate.every and (index + 1) % recipe.evaluate.every == 0:
+                score_student(parts, f"step_{index + 1}", steps=index + 1)
+            if (index + 1) % recipe.checkpoints.every == 0 or index + 1 == recipe.steps:
+                checkpoint.save(folder.checkpoints, parts.run.trainer, steps=index + 1, keep=recipe.checkpoints.keep)
+    score_student(parts, "student_end", steps=recipe.steps)
+    return finish(parts)
+
+
+def build(checked: Checked, folder: RunFolder, *, resume: bool) -> Parts:
+    """Processes, folder, engine, teacher, student: everything that a step works with."""
+    recipe = checked.recipe
+    accelerator = distributed.start(
+        recipe.precision,
+        max_grad_norm=recipe.optimizer.max_grad_norm,
+        trackers=recipe.metrics.trackers,
+        folder=folder.path,
+    )
+    ranks = distributed.Ranks(accelerator.device)
+    if ranks.is_main and not resume:
+        folder.create(recipe)
+    if recipe.metrics.trackers:
+        accelerator.init_trackers("opd", config={"recipe": recipe.model_dump_json()})
+    clock = Clock()
+    score_teacher(checked, folder, ranks, clock)
+    with clock("start"):
+        engine = None
+        if recipe.rollout.type != "recorded" or recipe.evaluate:
+            engine = engine_for(checked, ranks, model=recipe.student.model, revision=recipe.student.revision)
+        layout = "packed" if recipe.student.attention == "flash_attention_2" else "rows"
+        dtype = DTYPES[recipe.precision]
+        loading = {"dtype": dtype, "attention": recipe.teacher.attention, "revision": recipe.teacher.revision}
+        teacher = LocalTeacher(load_model(recipe.teacher.model, **loading).to(ranks.device).requires_grad_(False))
+        student = load_student(checked, ranks)
+        check_self_distillation(student, checked.prompts.prompts[:4], layout)
+        trainer = distributed.Trainer(accelerator, student, optimizer_for(student, checked))
+    run = Run(recipe, trainer, teacher, ranks, layout, grader(checked), clock)
+    return Parts(checked, folder, run, engine, source_for(checked, engine), accelerator)
+
+
+def engine_for(checked: Checked, ranks: distributed.Ranks, *, model: str, revision: str | None) -> RolloutEngine:
+    """A rollout engine that holds `model` and has room for prompts, rollouts and evaluations."""
+    recipe = checked.recipe
+    longest = recipe.prompts.max_tokens + recipe.rollout.max_new_tokens
+    for evaluation in filter(None, (checked.evaluation, checked.teacher_evaluation)):
+        longest = max(longest, max(len(p.token_ids) for p in evaluation.prompts) + evaluation.max_new_tokens)
+    return start_engine(
+        model,
+        recipe.rollout,
+        ranks,
+        dtype=DTYPES[recipe.precision],
+        max_tokens=longest,
+        stop=stop_tokens(checked.tokenizer, model, revision),
+        revision=revision,
+    )
+
+
+def load_student(checked: Checked, ranks: distributed.Ranks) -> Student:
+    """The student's module, whole, on this rank's device."""
+    recipe = checked.recipe
+    spec = recipe.student
+    model = load_model(spec.model, dtype=DTYPES[recipe.precision], attention=spec.attention, revision=spec.revision)
+    if spec.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    temperatures = (recipe.loss_temperature, recipe.rollout.temperature)
+    student = Student(model, tokens=len(checked.tokenizer), temperatures=temperatures, tile_mib=recipe.tile_mib)
+    return student.to(ranks.device)
+
+
+def optimizer_for(student: Student, checked: Checked) -> torch.optim.Optimizer:
+    """AdamW; matrices decay, norms and biases do not."""
+    settings = checked.recipe.optimizer
+    parameters = [p for p in student.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": settings.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=settings.lr, betas=settings.betas)
+
+
+def grader(checked: Checked):
+    """Rollout → reward: the one grader where the data has an answer, else 0."""
+
+    def graded(rollout: Rollout) -> float:
+        if checked.recipe.prompts.answer is None:
+            return 0.0
+        text = checked.tokenizer.decode(rollout.completion, skip_special_tokens=True)
+        return grade(text, rollout.extra["answer"])
+
+    return graded
+
+
+def source_for(checked: Checked, engine: RolloutEngine | None) -> Source:
+    """Where each step's rollouts come from."""
+    recipe = checked.recipe
+    if recipe.rollout.path is not None:
+        return recorded(recipe.rollout.path)
+    prompts, count = checked.prompts, recipe.prompts_per_step
+    return live(engine, lambda step: prompts.of_step(step, count, seed=recipe.seed), recipe.rollout, seed=recipe.seed)
+
+
+def restore(parts: Parts) -> int:
+    """Continue from the newest checkpoint: weights, optimizer, metrics; returns its steps."""
+    steps = checkpoint.load(parts.folder.checkpoints, parts.run.trainer)
+    if parts.run.ranks.is_main:
+        parts.folder.cut_metrics(steps)
+    parts.run.ranks.barrier()
+    sync(parts, steps)
+    return steps
+
+
+def one_step(parts: Parts, index: int) -> tuple[Outcome, list[Rollout]]:
+    """Rollouts, an optimizer step, and the new weights back to the engine; logged."""
+    run = parts.run
+    with run.clock("step"):
+        with run.clock("generate"):
+            rollouts = parts.source(index)
+        outcome = step(run, rollouts, index, learning_rate(run.recipe.optimizer, index, run.recipe.steps))
+        with run.clock("sync"):
+            sync(parts, index + 1)
+    log_step(parts, outcome, rollouts, index)
+    return outcome, rollouts
+
+
+def sync(parts: Parts, version: int) -> None:
+    """Stream the student's weights to the engine, which then samples from version `version`."""
+    if parts.engine is not None:
+        parts.engine.load(parts.run.trainer.student.weights(), version)
+
+
+def log_step(parts: Parts, outcome: Outcome, rollouts: list[Rollout], index: int) -> None:
+    """metrics.jsonl, trackers, a sample of rollouts, and a warning if engine and trainer drift apart."""
+    clock = parts.run.clock.take()
+    outcome.metrics.update(clock, step=index + 1, tokens_per_second=outcome.metrics["tokens"] / clock["time/step"])
+    parts.accelerator.log(outcome.metrics, step=index + 1)
+    if not parts.run.ranks.is_main:
+        return
+    parts.folder.append_metrics(outcome.metrics)
+    record_rollouts(parts.folder.rollouts, index, rollouts, outcome, parts.checked)
+    gap, first = outcome.metrics.get("gap"), parts.folder.metrics()[0].get("gap")
+    if gap is not None and first is not None and gap > max(3 * first, 0.1):
+        warnings.warn(
+            f"step {index + 1}: the engine's log-probs are {gap:.3f} nats from the trainer's (step 1: {first:.3f}); "
+            "weights may not be in sync, or the learning rate is too high",
+            stacklevel=2,
+        )
+
+
+def stop_if_lost(parts: Parts, rollouts: list[Rollout], index: int, skips: int) -> None:
+    """TrainingError after several non-finite steps in a row, with the last one's rollouts saved."""
+    if skips < parts.checked.recipe.stop_after_skips:
+        return
+    path = parts.folder.path / "nonfinite.jsonl"
+    if parts.run.ranks.is_main:
+        write_rollouts(path, rollouts)
+    raise TrainingError(
+        f"{skips} steps in a row were not finite, the last is step {index + 1}; its rollouts are in {path}; "
+        "lower optimizer.lr, or look for broken weights or data"
+    )
+
+
+def score_teacher(checked: Checked, folder: RunFolder, ranks: distributed.Ranks, clock: Clock) -> None:
+    """The teacher's score, once a run, by an engine of its own that is closed again."""
+    settings, teacher = checked.recipe.evaluate, checked.recipe.teacher
+    if not settings or not settings.teacher or "teacher" in folder.scores().get(settings.task, {}):
+        return
+    with clock("evaluate"):
+        engine = engine_for(checked, ranks, model=teacher.model, revision=teacher.revision)
+        score = checked.teacher_evaluation(engine)
+        engine.close()
+    if ranks.is_main:
+        folder.add_score(settings.task, "teacher", score)
+    ranks.barrier()
+
+
+def score_student(parts: Parts, who: str, *, steps: int) -> None:
+    """The student's score on the engine that is up, and both KLs on the start student's text; once each a run."""
+    settings, folder, run = parts.checked.recipe.evaluate, parts.folder, parts.run
+    if not settings or who in folder.scores().get(settings.task, {}):
+        return
+    with run.clock("evaluate"):
+        score = parts.checked.evaluation(parts.engine) | {"steps": steps}
+        if settings.fixed_text:
+            score["fixed_text"] = divergences(run, fixed_text(parts))
+    if run.ranks.is_main:
+        folder.add_score(settings.task, who, score)
+    run.ranks.barrier()
+
+
+def fixed_text(parts: Parts) -> list[Rollout]:
+    """Rollouts of the start student on held-out problems, sampled once a run and kept."""
+    recipe, path, ranks = parts.checked.recipe, parts.folder.fixed_text, parts.run.ranks
+    if not path.exists():
+        prompts = parts.checked.evaluation.prompts[: recipe.evaluate.fixed_text]
+        key = ("fixed_text", recipe.seed)
+        sampling = Sampling(1, recipe.rollout.max_new_tokens, recipe.rollout.temperature, key)
+        rollouts = parts.engine.generate(prompts, sampling)
+        ranks.barrier()
+        if ranks.is_main:
+            write_rollouts(path, rollouts)
+        ranks.barrier()
+    return read_rollouts(path)
+
+
+def finish(parts: Parts) -> dict[str, Any]:
+    """The model as a plain folder, the summary, the plot, the table."""
+    run, folder = parts.run, parts.folder
+    with run.clock("export"):
+        run.trainer.student.export(folder.model, parts.checked.tokenizer, writes=run.ranks.is_main)
+    summary = {"recipe": run.recipe.model_dump(mode="json"), "seed": run.recipe.seed, "steps": run.recipe.steps}
+    summary |= environment() | {"ranks": run.ranks.count, "zero_stage": run.trainer.zero_stage}
+    summary |= {"phases": dict(sorted(run.clock.total.items())), "scores": folder.scores()}
+    summary |= {"prompts": len(parts.checked.prompts.prompts), "prompts_too_long": parts.checked.prompts.too_long}
+    summary |= {"prompts_duplicate": parts.checked.prompts.duplicates}
+    if run.ranks.is_main:
+        metrics = folder.metrics()
+        summary["tokens_per_second"] = sum(m["tokens"] for m in metrics) / sum(m["time/step"] for m in metrics)
+        folder.write_summary(summary)
+        plot_run(folder, metrics, summary["scores"])
+        print_summary(folder, summary)
+    run.ranks.barrier()
+    parts.accelerator.end_training()
+    if parts.engine is not None:
+        parts.engine.close()
+    return summary
