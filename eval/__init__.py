@@ -1,1 +1,1 @@
-"""What a model is worth (tasks, runner, statistics), and what the code costs (benchmarks). Imports opd, never the reverse."""
+"""What a model is worth: tasks, runner, statistics. Imports opd, never the reverse."""

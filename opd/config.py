@@ -87,7 +87,7 @@ class Prompts(Record):
     """Appended to every question."""
     system: str | None = None
     """System message, where the chat template knows one."""
-    chat_template_kwargs: dict[str, Any] = {}
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Passed to the chat template, e.g. {enable_thinking: false}."""
     max_tokens: PositiveInt = 2048
     """Longer prompts are dropped, and counted."""
@@ -165,10 +165,10 @@ class Metrics(Record):
     """What is measured, and where it goes."""
 
     full_every: PositiveInt = 10
-    """Statistics that no selector needs (entropies, divergences, quadrants, engine gap) are measured every so many steps."""
+    """Every so many steps, statistics that no selector needs are measured too (entropies, divergences, engine gap)."""
     rollouts: NonNegativeInt = 8
     """Rollouts a step that are stored with per-token statistics and weights."""
-    trackers: list[Literal["tensorboard", "wandb"]] = []
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Experiment trackers, beside metrics.jsonl."""
 
 
@@ -191,7 +191,7 @@ class Recipe(Record):
     loss: Annotated[list[Term], Field(min_length=1)]
     """The terms; they add up."""
     loss_temperature: PositiveFloat = 1.0
-    """Temperature of both models in objectives and statistics (`rollout.temperature` is the sampler's); no T² factor."""
+    """Temperature of both models in objectives and statistics (not the sampler's); no T² factor."""
     optimizer: Optimizer = Optimizer()
     steps: PositiveInt = 200
     """Optimizer steps."""
@@ -223,8 +223,8 @@ class Recipe(Record):
         longest = self.prompts.max_tokens + self.rollout.max_new_tokens
         if self.token_budget < longest:
             raise ValueError(
-                f"token_budget {self.token_budget} is below one rollout: prompts.max_tokens {self.prompts.max_tokens} + "
-                f"rollout.max_new_tokens {self.rollout.max_new_tokens} = {longest}; raise it to {longest} or more"
+                f"token_budget {self.token_budget} is below one rollout: prompts.max_tokens {self.prompts.max_tokens} "
+                f"+ rollout.max_new_tokens {self.rollout.max_new_tokens} = {longest}; raise it to {longest} or more"
             )
         return self
 

@@ -102,9 +102,11 @@ class Trainer:
             return Update(skipped=True, grad_norm=float("nan"))
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
+        whole = [p.grad for p in self.student.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(whole)
         self.engine.step()
-        norm = self.engine.get_global_grad_norm()
-        return Update(skipped=False, grad_norm=float("nan") if norm is None else float(norm))
+        sharded = self.engine.get_global_grad_norm()
+        return Update(skipped=False, grad_norm=float(norm if sharded is None else sharded))
 
     @property
     def zero_stage(self) -> int:

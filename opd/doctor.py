@@ -75,8 +75,8 @@ def check_needs(recipe: Recipe) -> None:
     for i, term in enumerate(recipe.loss):
         if missing := sorted(set(term.select.needs) - recipe.teacher.gives):
             raise RecipeError(
-                f"loss.{i}: selector {term.select.type!r} needs {', '.join(missing)}, and teacher {recipe.teacher.type!r} "
-                "can't give it; choose another selector, or a teacher that gives whole distributions"
+                f"loss.{i}: selector {term.select.type!r} needs {', '.join(missing)}, and teacher "
+                f"{recipe.teacher.type!r} can't give it; choose another selector, or a teacher that gives whole distributions"
             )
 
 
@@ -101,7 +101,8 @@ def check_machine(recipe: Recipe) -> None:
     """EngineError for what is missing or broken on this machine, with the package to install or remove."""
     if engine_type(recipe.rollout) == "vllm" and not importlib.util.find_spec("vllm"):
         raise EngineError(
-            "rollout.type is vllm, and vllm is not installed; pip install -e '.[cpu]' or '.[gpu]', or take rollout.type=transformers"
+            "rollout.type is vllm, and vllm is not installed; pip install -e '.[cpu]' or '.[gpu]', "
+            "or take rollout.type=transformers"
         )
     for tool, package in {"c++": "g++ (a C++ compiler)", "ninja": "ninja"}.items():
         if not shutil.which(tool):

@@ -6,7 +6,7 @@ import math
 import resource
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -102,41 +102,48 @@ def _quantile(values: Tensor, q: float) -> float:
 
 
 class Clock:
-    """Wall seconds and peak memory of each phase, of the step and of the whole run."""
+    """Wall seconds and peak memory of each phase, of the step and of the whole run; phases may stand within phases."""
 
     def __init__(self) -> None:
         self.step: dict[str, float] = {}
         self.total: dict[str, float] = {}
+        self._open: list[str] = []
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
-        """Measure what happens inside as `phase`; a phase may come several times a step, never within another."""
-        _reset_peak()
+        """Measure what happens inside as `phase`; a phase may come several times a step."""
+        self._note_peak()
+        self._open.append(phase)
         began = time.perf_counter()
         try:
             yield
         finally:
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            seconds, peak = time.perf_counter() - began, _peak_gib()
             for book in (self.step, self.total):
-                book[f"time/{phase}"] = book.get(f"time/{phase}", 0.0) + seconds
-                book[f"memory/{phase}"] = max(book.get(f"memory/{phase}", 0.0), peak)
+                book[f"time/{phase}"] = book.get(f"time/{phase}", 0.0) + time.perf_counter() - began
+            self._note_peak()
+            self._open.pop()
 
     def take(self) -> dict[str, float]:
         """This step's figures; the next step starts empty."""
         taken, self.step = self.step, {}
         return taken
 
+    def _note_peak(self) -> None:
+        peak = _peak_gib()
+        for name in (f"memory/{phase}" for phase in self._open):
+            for book in (self.step, self.total):
+                book[name] = max(book.get(name, 0.0), peak)
+        _reset_peak()
+
 
 def _reset_peak() -> None:
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         return
-    try:
+    with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pass
 
 
 def _peak_gib() -> float:

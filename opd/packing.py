@@ -12,7 +12,7 @@ import torch
 from opd.batch import Batch, Rollout
 
 Layout = Literal["rows", "packed"]
-"""rows: right-padded rows of like length, for kernels with dense attention. packed: one row, for variable-length ones."""
+"""rows: right-padded rows of like length, for dense attention kernels. packed: one row, for variable-length ones."""
 
 
 def pack(lengths: list[int], *, token_budget: int, ranks: int, layout: Layout) -> list[list[list[int]]]:

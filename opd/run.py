@@ -74,7 +74,7 @@ def open_run(recipe: Recipe, *, recipe_path: str, name: str | None, runs: Path, 
     if not resume:
         if path.exists():
             raise RunError(
-                f"run {str(path)!r} exists, and nothing is overwritten; choose another --name, or continue it with --resume"
+                f"run {str(path)!r} exists, and nothing is overwritten; choose another --name, or add --resume"
             )
         return RunFolder(path)
     if name is None:
@@ -84,7 +84,8 @@ def open_run(recipe: Recipe, *, recipe_path: str, name: str | None, runs: Path, 
     before = load_recipe(path / "recipe.yaml")
     if changed := differences(before.model_dump(), recipe.model_dump()):
         raise RunError(
-            f"--resume continues the same recipe, and this one differs: {'; '.join(changed)}; undo that, or start a new run"
+            f"--resume continues the same recipe, and this one differs: {'; '.join(changed)}; "
+            "undo that, or start a new run"
         )
     return RunFolder(path)
 

@@ -89,7 +89,7 @@ class Student(nn.Module):
         return self.head(hidden_CH, batch.token_id_C, teacher, needs, choose)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Whole weights under their checkpoint names, gathered bucket by bucket; collective, each rank must exhaust it."""
+        """Whole weights under their checkpoint names, gathered bucket by bucket; collective: every rank exhausts it."""
         for bucket in buckets(list(self.model.named_parameters())):
             with gathered(parameter for _, parameter in bucket), torch.no_grad():
                 for name, parameter in bucket:

@@ -72,7 +72,7 @@ def build(checked: Checked, folder: RunFolder, *, resume: bool) -> Parts:
     accelerator = distributed.start(
         recipe.precision,
         max_grad_norm=recipe.optimizer.max_grad_norm,
-        trackers=recipe.metrics.trackers,
+        trackers=list(recipe.metrics.trackers),
         folder=folder.path,
     )
     ranks = distributed.Ranks(accelerator.device)
@@ -278,7 +278,7 @@ def finish(parts: Parts) -> dict[str, Any]:
         plot_run(folder, metrics, summary["scores"])
         print_summary(folder, summary)
     run.ranks.barrier()
-    parts.accelerator.end_training()
     if parts.engine is not None:
         parts.engine.close()
+    parts.accelerator.end_training()
     return summary

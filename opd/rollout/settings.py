@@ -23,7 +23,7 @@ class RolloutSettings(Record):
     temperature: PositiveFloat = 1.0
     """The sampler's temperature."""
     seeded: bool | None = None
-    """A seed for each rollout, keyed by run seed, step, prompt and sample; null: yes on a CPU, no on CUDA (slower there)."""
+    """A seed a rollout, keyed by run seed, step, prompt and sample; null: yes on a CPU, no on CUDA (slower there)."""
     kv_cache_mib: PositiveInt = 256
     """vLLM's key-value cache on a CPU, in MiB a rank."""
     gpu_memory_share: Annotated[float, Field(gt=0, lt=1)] = 0.3

@@ -55,7 +55,9 @@ class TransformersEngine(RolloutEngine):
             token_BS = token_B[:, None]
             mask_BS = torch.cat([mask_BS, mask_BS.new_ones(len(requests), 1)], dim=1)
         lengths = torch.stack(living, 1).sum(1).tolist()
-        rows = zip(torch.stack(tokens, 1).tolist(), torch.stack(logprobs, 1).tolist(), lengths, alive_B.tolist())
+        rows = zip(
+            torch.stack(tokens, 1).tolist(), torch.stack(logprobs, 1).tolist(), lengths, alive_B.tolist(), strict=True
+        )
         return [Completion(t[:n], p[:n], "length" if alive else "stop") for t, p, n, alive in rows]
 
     def _left_padded(self, requests: list[Request]) -> tuple[Tensor, Tensor]:
@@ -72,7 +74,7 @@ class TransformersEngine(RolloutEngine):
 
 
 def draw(logits_BV: Tensor, temperature: float, generators: list[torch.Generator]) -> tuple[Tensor, Tensor]:
-    """A token for each row and its log-prob at `temperature`, each row by its own generator; temperature 0 is greedy."""
+    """A token a row and its log-prob at `temperature`, each row by its own generator; temperature 0 is greedy."""
     log_p_BV = torch.log_softmax(logits_BV / (temperature or 1.0), dim=-1)
     if temperature == 0:
         token_B = log_p_BV.argmax(-1)

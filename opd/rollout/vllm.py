@@ -80,7 +80,7 @@ class VLLMEngine(RolloutEngine):
         self._rest()
 
     def close(self) -> None:
-        self.llm.llm_engine.engine_core.shutdown()
+        # vLLM's own shutdown would take the trainer's process group with it.
         del self.llm
         gc.collect()
         if torch.cuda.is_available():

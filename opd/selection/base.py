@@ -95,7 +95,7 @@ class ScoreSelector(TokenSelector):
     def _ranks(self, score_C: Tensor, table: TokenTable, draw: Draw) -> Tensor:
         if self.choose != "sample":
             return score_C if self.choose == "top" else -score_C
-        # The largest log-weights plus Gumbel noise are a draw without replacement with p ∝ weight (Efraimidis–Spirakis).
+        # The largest log-weights plus Gumbel noise are a draw without replacement with p ∝ weight.
         return score_C.clamp_min(0).log() + gumbel(table, draw).to(score_C)
 
 

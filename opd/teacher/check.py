@@ -21,8 +21,8 @@ def check_tokenizers(student: PreTrainedTokenizerBase, teacher: PreTrainedTokeni
         return
     token = min(set(ours.items()) ^ set(theirs.items()), key=lambda item: (item[1], item[0]))[0]
     raise ModelError(
-        f"teacher and student have different tokenizers: token {token!r} is {ours.get(token, 'absent')} in the student's "
-        f"and {theirs.get(token, 'absent')} in the teacher's; choose a teacher of the student's family"
+        f"teacher and student have different tokenizers: token {token!r} is {ours.get(token, 'absent')} in the "
+        f"student's and {theirs.get(token, 'absent')} in the teacher's; choose a teacher of the student's family"
     )
 
 
@@ -31,7 +31,8 @@ def check_vocabularies(tokens: int, *, student: int, teacher: int) -> None:
     for name, size in {"student": student, "teacher": teacher}.items():
         if size < tokens:
             raise ModelError(
-                f"the {name}'s vocabulary of {size} is smaller than its tokenizer's {tokens} tokens; mend the model folder"
+                f"the {name}'s vocabulary of {size} is smaller than its tokenizer's {tokens} tokens; "
+                "mend the model folder"
             )
 
 
