@@ -7,7 +7,7 @@ import importlib.util
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from transformers import PreTrainedTokenizerBase
 
@@ -22,6 +22,7 @@ from opd.rollout.source import engine_type
 from opd.teacher.check import check_tokenizers, check_vocabularies
 
 
+@runtime_checkable
 class Evaluation(Protocol):
     """Held-out problems as prompts, and the score of an engine on them; eval/ makes it, cli.py hands it in."""
 
@@ -75,7 +76,7 @@ def check_needs(recipe: Recipe) -> None:
     for i, term in enumerate(recipe.loss):
         if missing := sorted(set(term.select.needs) - recipe.teacher.gives):
             raise RecipeError(
-                f"loss.{i}: selector {term.select.type!r} needs {', '.join(missing)}, and teacher "
+                f"loss.{i}: selector {term.select.type!r} needs {', '.join(missing)}, "
                 f"{recipe.teacher.type!r} can't give it; choose another selector, or a teacher that gives whole distributions"
             )
 

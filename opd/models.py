@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,6 +35,8 @@ def load_model(
 
 
 def _loaded(kind: Any, model: str, revision: str | None, **settings: Any) -> Any:
+    if model.startswith((".", "/", "~")) and not Path(model).is_dir():
+        raise ModelError(f"there is no model folder {model!r}; give a local folder, or an id on the hub")
     try:
         return kind.from_pretrained(model, revision=revision, trust_remote_code=False, **settings)
     except (OSError, ValueError, ImportError) as error:

@@ -174,7 +174,7 @@ def chooser(
             columns = {name: column.cpu() for name, column in statistics.items()}
             own = plan(recipe, table.rows(rows).with_statistics(columns), index)
         return [
-            Payment(term.objective, weight_C.to(batch.row_C.device) * (term.weight / max(1, count)))
+            Payment(term.objective, weight_C.double().to(batch.row_C.device) * (term.weight / max(1, count)))
             for term, weight_C, count in zip(recipe.loss, own, counts, strict=True)
         ]
 

@@ -34,6 +34,8 @@ class VLLMEngine(RolloutEngine):
         try:
             from vllm import LLM
 
+            if ranks.initialized:
+                _keep_process_group()
             self.llm = LLM(
                 model,
                 revision=revision,
@@ -80,7 +82,7 @@ class VLLMEngine(RolloutEngine):
         self._rest()
 
     def close(self) -> None:
-        # vLLM's own shutdown would take the trainer's process group with it.
+        self.llm.llm_engine.engine_core.shutdown()
         del self.llm
         gc.collect()
         if torch.cuda.is_available():
@@ -99,6 +101,13 @@ def _completion(output) -> Completion:
     ids = list(output.token_ids)
     logprobs = [entry[token].logprob for token, entry in zip(ids, output.logprobs or [], strict=True)]
     return Completion(ids, logprobs, output.finish_reason if output.finish_reason in ("stop", "length") else "error")
+
+
+def _keep_process_group() -> None:
+    """Closing an engine must not destroy the process group: it is the trainer's, not vLLM's."""
+    import vllm.v1.engine.core
+
+    vllm.v1.engine.core.cleanup_dist_env_and_memory = gc.collect
 
 
 def _environment() -> None:

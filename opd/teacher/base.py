@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from opd.batch import Batch, Rollout, TeacherScores
 from opd.rollout.engine import Weights
 
 
+@runtime_checkable
 class Teacher(Protocol):
     """Scores the student's tokens. It maps positions itself: a privileged prompt would change the token ids."""
 

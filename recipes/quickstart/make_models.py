@@ -65,7 +65,7 @@ class Learner:
     batch: int = 64
 
 
-TEACHER = Learner(layers=4, width=128, steps=400, lr=3e-3)
+TEACHER = Learner(layers=4, width=128, steps=500, lr=3e-3)
 STUDENT = Learner(layers=2, width=96, steps=500, lr=5e-3, forget=0.75)
 
 

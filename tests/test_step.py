@@ -1,0 +1,98 @@
+"""The step: equal to an independent computation, and the same for any packing, any passes, any order of work."""
+
+import pytest
+import torch
+
+from opd import step as step_module
+from opd.step import step
+from tests import cases, reference
+
+
+def taken(name: str, *, tied: bool = False, seed: int = 0, **more):
+    run = cases.run(cases.recipe(name, **more), tied=tied)
+    outcome = step(run, cases.rollouts(seed), 0, 0.0)
+    return outcome, cases.gradients(run.trainer.student), run.trainer
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(("name", "share"), [("all", None), ("soft_or_batch", 0.5)])
+@pytest.mark.parametrize("budget", [32, 4096])
+def test_loss_and_gradient_equal_plain_autograd(name: str, share: float | None, tied: bool, budget: int):
+    outcome, got, _ = taken(name, tied=tied, token_budget=budget)
+    plain, teacher = cases.model(1, hidden=16, tied=tied), cases.model(2, hidden=24)
+    loss = reference.reverse_kl_loss(plain, teacher, cases.rollouts(), soft_or_share=share)
+    loss.backward()
+    expected = {name: p.grad for name, p in plain.named_parameters()}
+    assert abs(outcome.metrics["loss"] - loss.item()) < 1e-9
+    assert cases.relative_error(got, expected) < 1e-9
+
+
+@pytest.mark.parametrize("name", cases.LOSSES)
+def test_any_token_budget_gives_the_same_gradient(name: str):
+    one, whole, trainer = taken(name)
+    assert trainer.backwards == 1
+    for budget, at_least in [(32, 7), (70, 3), (130, 2)]:
+        outcome, got, trainer = taken(name, token_budget=budget)
+        assert trainer.backwards >= at_least
+        assert cases.relative_error(got, whole) < 1e-12
+        assert outcome.metrics["loss"] == pytest.approx(one.metrics["loss"], abs=1e-12)
+        assert all(torch.equal(a, b) for a, b in zip(outcome.weights, one.weights, strict=True))
+
+
+@pytest.mark.parametrize("name", ["all", "soft_or_rollout", "three_terms"])
+def test_one_pass_equals_score_then_train(name: str, monkeypatch: pytest.MonkeyPatch):
+    assert step_module.counts_before(cases.recipe(name).loss, cases.rollouts()) is not None
+    once, fast, _ = taken(name, token_budget=64)
+    monkeypatch.setattr(step_module, "counts_before", lambda terms, rollouts: None)
+    twice, slow, _ = taken(name, token_budget=64)
+    assert cases.relative_error(fast, slow) < 1e-12
+    once.metrics.pop("time/score", None)
+    assert once.metrics == pytest.approx(twice.metrics, abs=1e-12, nan_ok=True)
+
+
+def test_a_batch_scope_is_never_one_pass():
+    assert step_module.counts_before(cases.recipe("soft_or_batch").loss, cases.rollouts()) is None
+
+
+def test_statistics_are_measured_only_when_needed():
+    sparse = {"metrics": {"full_every": 4}}
+    assert step_module.needed(cases.recipe("all", **sparse), 1) == frozenset()
+    assert step_module.needed(cases.recipe("soft_or_batch", **sparse), 1) == {"student_entropy", "reverse_kl"}
+    assert step_module.needed(cases.recipe("all", **sparse), 4) == frozenset(step_module.STATISTICS)
+
+
+def test_the_order_of_rollouts_in_a_step_does_not_matter():
+    run, other = (cases.run(cases.recipe("soft_or_batch")) for _ in range(2))
+    step(run, cases.rollouts(), 0, 0.0)
+    step(other, cases.rollouts()[::-1], 0, 0.0)
+    assert cases.relative_error(cases.gradients(other.trainer.student), cases.gradients(run.trainer.student)) < 1e-12
+
+
+def test_a_step_of_empty_rollouts_pays_nothing():
+    run = cases.run(cases.recipe("soft_or_batch"))
+    outcome = step(run, [r for r in cases.rollouts() if r.length == 0], 0, 0.0)
+    assert outcome.metrics["loss"] == 0
+    assert all(bool((g == 0).all()) for g in cases.gradients(run.trainer.student).values())
+
+
+def test_gradient_checkpointing_does_not_change_the_gradient():
+    _, plain, _ = taken("soft_or_batch")
+    run = cases.run(cases.recipe("soft_or_batch"))
+    run.trainer.student.model.gradient_checkpointing_enable({"use_reentrant": False})
+    step(run, cases.rollouts(), 0, 0.0)
+    assert cases.relative_error(cases.gradients(run.trainer.student), plain) < 1e-12
+
+
+def test_loss_temperature_divides_both_models_logits():
+    outcome, got, _ = taken("all", loss_temperature=2.0)
+    plain, teacher = cases.model(1, hidden=16), cases.model(2, hidden=24)
+    with torch.no_grad():
+        teacher.lm_head.weight /= 2
+    hot = [torch.log_softmax(plain(torch.tensor([r.token_ids])).logits[0] / 2, -1) for r in cases.rollouts()]
+    cold = [torch.log_softmax(teacher(torch.tensor([r.token_ids])).logits[0], -1) for r in cases.rollouts()]
+    rows = [[p - 1 for p in r.positions] for r in cases.rollouts()]
+    pairs = [(h[i], c[i].detach()) for h, c, i in zip(hot, cold, rows, strict=True)]
+    loss = torch.cat([(h.exp() * (h - c)).sum(-1) for h, c in pairs]).mean()
+    loss.backward()
+    assert outcome.metrics["loss"] == pytest.approx(loss.item(), abs=1e-9)
+    assert cases.relative_error(got, {name: p.grad for name, p in plain.named_parameters()}) < 1e-9
