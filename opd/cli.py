@@ -5,18 +5,27 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from opd.errors import OpdError
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+UsageError = typer.BadParameter.__base__
+"""What typer raises for a command line that it can't read."""
 
-RecipePath = Annotated[str, typer.Argument(metavar="RECIPE", help="YAML file; see recipes/ and `opd schema`.")]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY.PATH=VALUE]...", help="Overrides; values are YAML.")
+RecipePath = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="YAML file; `opd schema` lists every key of it, recipes/ has examples.")
 ]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY.PATH=VALUE]...", help="Overrides, as in loss.0.select.keep=0.3; values are YAML."),
+]
+
+
+Engine = Literal["auto", "vllm", "transformers"]
+Precision = Literal["bf16", "fp32"]
 
 
 @app.command()
@@ -64,8 +73,8 @@ def evaluate(
     model: Annotated[str, typer.Option(help="Hugging Face id or local folder.")],
     task: Annotated[str, typer.Option(help="A task of eval/tasks.")],
     problems: Annotated[int, typer.Option(min=1, help="The first so many problems.")] = 200,
-    engine: Annotated[str, typer.Option(help="auto, vllm or transformers.")] = "auto",
-    precision: Annotated[str, typer.Option(help="bf16 or fp32.")] = "bf16",
+    engine: Annotated[Engine, typer.Option(help="auto takes vllm where it is installed.")] = "auto",
+    precision: Annotated[Precision, typer.Option(help="Of weights and arithmetic.")] = "bf16",
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Default: the task's own.")] = None,
 ) -> None:
     """Score a model on held-out problems: exact match, greedy, with its standard error."""
@@ -77,20 +86,32 @@ def evaluate(
 
 
 @app.command()
-def schema() -> None:
-    """Every field of a recipe with its type, default and one sentence, as JSON schema."""
-    from opd.config import Recipe
+def schema(as_json: Annotated[bool, typer.Option("--json", help="As JSON schema, for editors.")] = False) -> None:
+    """Every key of a recipe with its type, default and one sentence; one key a line."""
+    from opd.config import Recipe, field_lines
 
-    typer.echo(json.dumps(Recipe.model_json_schema(), indent=2, ensure_ascii=False))
+    if as_json:
+        typer.echo(json.dumps(Recipe.model_json_schema(), indent=2, ensure_ascii=False))
+        return
+    for line in field_lines():
+        typer.echo(f"{line.key:<40} {line.type:<36} {line.default:<14} {line.sentence}")
 
 
 def main() -> None:
     """Entry point: an error that the user can mend is one line from rank 0 and an exit code, never a traceback."""
     try:
-        app()
+        sys.exit(app(sys.argv[1:] or ["--help"], prog_name="opd", standalone_mode=False))
     except OpdError as error:
-        from opd.distributed import is_main_process
+        _refuse(str(error), error.exit_code)
+    except UsageError as error:
+        command = error.ctx.command_path if error.ctx else "opd"
+        message = error.format_message()
+        _refuse(f"{message}{'' if message.endswith(('.', '?')) else '.'} See `{command} --help`.", 2)
 
-        if is_main_process():
-            print(f"opd: {error}", file=sys.stderr, flush=True)
-        sys.exit(error.exit_code)
+
+def _refuse(message: str, exit_code: int) -> None:
+    from opd.distributed import is_main_process
+
+    if is_main_process():
+        print("opd:", " ".join(message.split()), file=sys.stderr, flush=True)
+    sys.exit(exit_code)

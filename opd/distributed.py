@@ -158,6 +158,7 @@ def start(precision: str, *, max_grad_norm: float, trackers: list[str], folder: 
     os.environ.setdefault("MASTER_PORT", str(_free_port()))
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
     from accelerate import Accelerator, DeepSpeedPlugin, InitProcessGroupKwargs
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
     launched = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true"
     plugin = DeepSpeedPlugin() if launched else DeepSpeedPlugin(zero_stage=0)
@@ -167,13 +168,16 @@ def start(precision: str, *, max_grad_norm: float, trackers: list[str], folder: 
         "gradient_clipping": max_grad_norm,
         "steps_per_print": 2**31,
     }
-    return Accelerator(
+    accelerator = Accelerator(
         deepspeed_plugin=plugin,
         mixed_precision="bf16" if precision == "bf16" else "no",
         kwargs_handlers=[InitProcessGroupKwargs(backend="nccl" if on_cuda else "gloo")],
         log_with=trackers or None,
         project_dir=str(folder) if folder else None,
     )
+    # Else transformers would shard every model that is loaded from here on, the teacher's and the engine's too.
+    unset_hf_deepspeed_config()
+    return accelerator
 
 
 def _free_port() -> int:

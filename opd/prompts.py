@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from reprlib import repr as short
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from opd.batch import Prompt
@@ -33,6 +37,7 @@ class PromptSet:
         return chosen
 
 
+@lru_cache(maxsize=2)
 def _epoch_order(total: int, epoch: int, seed: int) -> list[int]:
     return torch.randperm(total, generator=generator_for("prompts", seed, epoch)).tolist()
 
@@ -40,9 +45,9 @@ def _epoch_order(total: int, epoch: int, seed: int) -> list[int]:
 def load_prompts(settings: Prompts, tokenizer: PreTrainedTokenizerBase) -> PromptSet:
     """Tokenised prompts; over-long and duplicate ones dropped and counted. Raises DataError in one line."""
     prompts, seen, too_long, duplicates = [], set(), 0, 0
-    for row in load_rows(settings):
+    for number, row in enumerate(load_rows(settings), start=1):
         ids = render(
-            row[settings.question],
+            _cell(row, settings.question, number, settings),
             tokenizer,
             instruction=settings.instruction,
             system=settings.system,
@@ -54,7 +59,7 @@ def load_prompts(settings: Prompts, tokenizer: PreTrainedTokenizerBase) -> Promp
             duplicates += 1
         else:
             seen.add(tuple(ids))
-            prompts.append(Prompt(len(prompts), ids, _extra(row, settings)))
+            prompts.append(Prompt(len(prompts), ids, _extra(row, number, settings)))
     if not prompts:
         raise DataError(
             f"no prompt is left of {_name(settings)}: {too_long} longer than prompts.max_tokens {settings.max_tokens}, "
@@ -65,36 +70,65 @@ def load_prompts(settings: Prompts, tokenizer: PreTrainedTokenizerBase) -> Promp
 
 def load_rows(settings: Prompts) -> list[dict[str, Any]]:
     """The data set's rows, with the columns that the recipe names. Raises DataError in one line."""
+    rows, columns = _hub_rows(settings) if settings.path is None else _file_rows(Path(settings.path), settings)
+    for column in filter(None, (settings.question, settings.answer)):
+        if rows and column not in columns:
+            raise DataError(f"{_name(settings)} has no column {column!r}; it has {', '.join(columns)}")
+    return rows
+
+
+def _file_rows(path: Path, settings: Prompts) -> tuple[list[dict[str, Any]], list[str]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    if path.suffix not in (".jsonl", ".parquet"):
+        raise DataError(f"prompts.path {settings.path!r} is neither .jsonl nor .parquet; give one of these")
+    if not path.is_file():
+        raise DataError(f"there is no file at prompts.path {settings.path!r}; give a .jsonl or .parquet file")
+    if path.stat().st_size == 0:
+        raise DataError(f"prompts.path {settings.path!r} is empty; give a file with at least one row")
+    try:
+        if path.suffix == ".parquet":
+            table = pyarrow.parquet.read_table(path)
+            return table.to_pylist(), table.column_names
+        rows = [_json_row(line, number, settings) for number, line in enumerate(path.open(), start=1) if line.strip()]
+    except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise DataError(f"can't read prompts.path {settings.path!r} ({reason}); write the file anew") from None
+    return rows, list(dict.fromkeys(key for row in rows for key in row))
+
+
+def _json_row(line: str, number: int, settings: Prompts) -> dict[str, Any]:
+    try:
+        row = json.loads(line.strip())
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"prompts.path {settings.path!r}, line {number} is not JSON ({error.msg}, column {error.colno}); "
+            "write one object a line"
+        ) from None
+    if not isinstance(row, dict):
+        raise DataError(
+            f"prompts.path {settings.path!r}, line {number} holds a {type(row).__name__}; write one object a line"
+        )
+    return row
+
+
+def _hub_rows(settings: Prompts) -> tuple[list[dict[str, Any]], list[str]]:
     from datasets import load_dataset
     from datasets.exceptions import DatasetGenerationError
 
-    if settings.path is not None:
-        path = Path(settings.path)
-        if path.suffix not in (".jsonl", ".parquet"):
-            raise DataError(f"prompts.path {settings.path!r} is neither .jsonl nor .parquet; give one of these")
-        if not path.is_file():
-            raise DataError(f"there is no file at prompts.path {settings.path!r}; give a .jsonl or .parquet file")
-        if path.stat().st_size == 0:
-            raise DataError(f"prompts.path {settings.path!r} is empty; give a file with at least one row")
     try:
-        if settings.path is not None:
-            kind = "json" if path.suffix == ".jsonl" else "parquet"
-            rows = load_dataset(kind, data_files=str(path), split="train")
-        else:
-            rows = load_dataset(settings.dataset, settings.name, split=settings.split, revision=settings.revision)
+        rows = load_dataset(settings.dataset, settings.name, split=settings.split, revision=settings.revision)
     except (DatasetGenerationError, ValueError, OSError, ConnectionError) as error:
         reason = str(error.__cause__ or error).strip().splitlines()[0]
         raise DataError(
-            f"can't read {_name(settings)} ({reason}); check the name, or give a local file as prompts.path"
+            f"can't read {_name(settings)} ({reason}); check name and split, or give a local file as prompts.path"
         ) from None
-    for column in filter(None, (settings.question, settings.answer)):
-        if column not in rows.column_names:
-            raise DataError(f"{_name(settings)} has no column {column!r}; it has {', '.join(rows.column_names)}")
-    return list(rows)
+    return list(rows), rows.column_names
 
 
 def render(
-    question: str | list[dict[str, str]],
+    question: str | list[dict[str, Any]],
     tokenizer: PreTrainedTokenizerBase,
     *,
     instruction: str = "",
@@ -102,14 +136,23 @@ def render(
     template_settings: dict[str, Any] | None = None,
 ) -> list[int]:
     """Token ids of a question in the tokenizer's chat template, up to where the model begins to speak."""
-    messages = question if isinstance(question, list) else [{"role": "user", "content": question + instruction}]
+    messages = question if isinstance(question, list) else [{"role": "user", "content": question}]
+    messages = [*messages[:-1], {**messages[-1], "content": messages[-1]["content"] + instruction}]
     if system is not None:
         messages = [{"role": "system", "content": system}, *messages]
     if not tokenizer.chat_template:
-        raise DataError("the student's tokenizer has no chat template; give a chat model, or set one in its folder")
-    return tokenizer.apply_chat_template(
-        messages, add_generation_prompt=True, tokenize=True, return_dict=False, **(template_settings or {})
-    )
+        raise DataError(
+            f"the tokenizer of {tokenizer.name_or_path!r} has no chat template; "
+            "give a chat model, or set one in its folder"
+        )
+    try:
+        return tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=True, return_dict=False, **(template_settings or {})
+        )
+    except TemplateError as error:
+        raise DataError(
+            f"the chat template refuses a prompt ({error}); see prompts.system and prompts.chat_template_kwargs"
+        ) from None
 
 
 def stop_tokens(tokenizer: PreTrainedTokenizerBase, model: str, revision: str | None = None) -> list[int]:
@@ -127,12 +170,31 @@ def stop_tokens(tokenizer: PreTrainedTokenizerBase, model: str, revision: str | 
     return found
 
 
-def _extra(row: dict[str, Any], settings: Prompts) -> dict[str, Any]:
+def _cell(row: dict[str, Any], column: str, number: int, settings: Prompts) -> str | list[dict[str, Any]]:
+    """The row's question: text, or chat messages that end with the user's."""
+    value = row.get(column)
+    if isinstance(value, str) and value.strip():
+        return value
+    if isinstance(value, list) and value and all(isinstance(m, dict) and "content" in m for m in value):
+        return value
+    raise DataError(
+        f"{_name(settings)}, row {number}: column {column!r} holds {short(value)}; "
+        "a question is text, or a list of chat messages"
+    )
+
+
+def _extra(row: dict[str, Any], number: int, settings: Prompts) -> dict[str, Any]:
     extra = {k: v for k, v in row.items() if k != settings.question}
-    if settings.answer is not None:
-        answer = str(row[settings.answer])
-        extra["answer"] = answer.rpartition(settings.answer_after)[2].strip() if settings.answer_after else answer
-    return extra
+    if settings.answer is None:
+        return extra
+    answer, marker = row.get(settings.answer), settings.answer_after
+    if answer is None or (marker is not None and marker not in str(answer)):
+        lacks = f"no {marker!r} (prompts.answer_after)" if marker else "no answer"
+        raise DataError(
+            f"{_name(settings)}, row {number}: column {settings.answer!r} holds {lacks}; mend the row, or "
+            "train without prompts.answer"
+        )
+    return extra | {"answer": str(answer).rpartition(marker)[2].strip() if marker else str(answer)}
 
 
 def _name(settings: Prompts) -> str:

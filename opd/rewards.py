@@ -9,6 +9,9 @@ from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, veri
 
 NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?")
 
+LONGEST = 300
+"""Characters of an answer that are still read as mathematics; longer ones are equal only as text."""
+
 logging.getLogger("math_verify").setLevel(logging.CRITICAL)
 
 
@@ -26,9 +29,11 @@ def grade(completion: str, answer: str) -> float:
         return 0.0
     if _plain(found) == _plain(answer):
         return 1.0
+    if len(found) > LONGEST:
+        return 0.0
     readers = [LatexExtractionConfig(), ExprExtractionConfig()]
-    gold, given = (parse(f"${text}$", extraction_config=readers) for text in (answer, found))
-    return float(bool(gold and given and verify(gold, given)))
+    gold, given = (parse(f"${text}$", extraction_config=readers, parsing_timeout=1) for text in (answer, found))
+    return float(bool(gold and given and verify(gold, given, timeout_seconds=1)))
 
 
 def final_answer(completion: str) -> str | None:
@@ -50,4 +55,5 @@ def _braced(text: str) -> str | None:
 
 
 def _plain(text: str) -> str:
-    return re.sub(r"[\s,$]|\{,\}", "", text.replace("{,}", "")).rstrip(".")
+    """Without spaces, dollar signs and commas between thousands: 1{,}000 is 1000, and {1,5} stays a set of two."""
+    return re.sub(r"[\s$]|(?<=\d),(?=\d{3}(?!\d))", "", text.replace("{,}", ",")).rstrip(".")

@@ -38,12 +38,12 @@ class RunFolder:
         self.path.mkdir(parents=True)
         (self.path / "recipe.yaml").write_text(dump_recipe(recipe))
 
-    def append_metrics(self, metrics: dict[str, float]) -> None:
+    def append_metrics(self, metrics: dict[str, float | int]) -> None:
         """One line of metrics.jsonl."""
         with (self.path / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(metrics) + "\n")
 
-    def metrics(self) -> list[dict[str, float]]:
+    def metrics(self) -> list[dict[str, float | int]]:
         """All lines of metrics.jsonl so far."""
         return read_lines(self.path / "metrics.jsonl")
 
@@ -57,7 +57,7 @@ class RunFolder:
         path = self.path / "scores.json"
         return json.loads(path.read_text()) if path.exists() else {}
 
-    def add_score(self, task: str, who: str, score: dict[str, float]) -> None:
+    def add_score(self, task: str, who: str, score: dict[str, Any]) -> None:
         """Keep one score; a resumed run does not measure it again."""
         scores = self.scores()
         scores.setdefault(task, {})[who] = score
@@ -70,6 +70,10 @@ class RunFolder:
 
 def open_run(recipe: Recipe, *, recipe_path: str, name: str | None, runs: Path, resume: bool) -> RunFolder:
     """The folder of a new run, or of the one to resume. Raises RunError in one line; writes nothing."""
+    if not (parent := next(p for p in (runs, *runs.absolute().parents) if p.exists())).is_dir():
+        raise RunError(f"--runs {str(runs)!r}: {str(parent)!r} is a file; give a folder")
+    if name is not None and (not name or name in (".", "..") or Path(name).name != name):
+        raise RunError(f"--name {name!r} is not the name of a folder; give one word without slashes")
     path = runs / (name or f"{Path(recipe_path).stem}-{time.strftime('%Y%m%d-%H%M%S')}")
     if not resume:
         if path.exists():
@@ -79,6 +83,8 @@ def open_run(recipe: Recipe, *, recipe_path: str, name: str | None, runs: Path, 
         return RunFolder(path)
     if name is None:
         raise RunError("--resume needs --name, the run to continue")
+    if not path.exists():
+        raise RunError(f"there is no run {str(path)!r} to resume; check --name and --runs, or leave --resume out")
     if not list((path / "checkpoints").glob("step-*")):
         raise RunError(f"run {str(path)!r} has no checkpoint to resume from; start it again under another --name")
     before = load_recipe(path / "recipe.yaml")

@@ -51,6 +51,7 @@ def train(checked: Checked, folder: RunFolder, *, resume: bool) -> dict[str, Any
     parts = build(checked, folder, resume=resume)
     first = restore(parts) if resume else 0
     score_student(parts, "student_start", steps=first)
+    folder = parts.folder
     skips = 0
     with Progress(recipe.steps, done=first, shown=parts.run.ranks.is_main) as progress:
         for index in range(first, recipe.steps):
@@ -76,6 +77,7 @@ def build(checked: Checked, folder: RunFolder, *, resume: bool) -> Parts:
         folder=folder.path,
     )
     ranks = distributed.Ranks(accelerator.device)
+    folder = RunFolder(ranks.from_main(folder.path))
     if ranks.is_main and not resume:
         folder.create(recipe)
     if recipe.metrics.trackers:

@@ -60,12 +60,12 @@ def model(seed: int, *, hidden: int, tied: bool = False, dtype: torch.dtype = to
         tie_word_embeddings=tied,
         attn_implementation="sdpa",
     )
-    made = LlamaForCausalLM(config).to(dtype)
+    made = LlamaForCausalLM(config).double()
     with torch.no_grad():
         for parameter in made.parameters():
             if parameter.ndim == 2:
                 parameter.normal_(0, 0.35)
-    return made
+    return made.to(dtype)
 
 
 def rollouts(seed: int = 0) -> list[Rollout]:

@@ -14,6 +14,7 @@ from itertools import islice
 from typing import Literal
 
 from eval.tasks.base import Problem, Task
+from opd.errors import DataError
 
 Split = Literal["train", "test"]
 
@@ -95,6 +96,8 @@ def problems(split: Split, n: int, seed: int) -> list[Problem]:
 
 def load(n: int) -> list[Problem]:
     """The first n held-out problems of seed 0."""
+    if n > MAX_PROBLEMS:
+        raise DataError(f"task arithmetic has {MAX_PROBLEMS:,} problems, not {n:,}; ask for fewer")
     return problems("test", n, seed=0)
 
 

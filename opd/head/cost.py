@@ -1,7 +1,7 @@
 """What the head costs: rows a tile, peak extra memory. A test holds the engine to the formula."""
 
-LIVE_TILES = 8
-"""[n, V] tensors alive at once at the worst moment of a tile: both log-probs, value, slope, their parts, gradient."""
+LIVE_TILES = 9
+"""[n, V] tensors alive at once at the worst moment of a tile: logits, both log-probs, slope, and an objective's five."""
 
 
 def tile_rows(vocabulary: int, *, itemsize: int, tile_bytes: int) -> int:
@@ -12,11 +12,15 @@ def tile_rows(vocabulary: int, *, itemsize: int, tile_bytes: int) -> int:
 def peak_extra_bytes(
     *, rows: int, hidden: int, vocabulary: int, itemsize: int, tile_bytes: int, trains_head: bool
 ) -> int:
-    """Upper bound of the loss's memory beyond its inputs, in bytes.
+    """Upper bound of the memory of the loss and its backward beyond their inputs, in bytes.
 
-    tile (n·V·LIVE_TILES) + gradient of the hidden states (rows·H) + gradient of the head (V·H in the working dtype,
-    where it trains). No term holds rows·V.
+    tile (n·V·LIVE_TILES, and n·H for its states and theirs) + twice the gradient of the hidden states (rows·H: before
+    and after the backward's scale) and the rows' numbers + twice the gradient of the head (V·(H + 1) in the working
+    dtype, where it trains: the sum and a tile's part, later before and after the scale). No term holds rows·V.
+    itemsize: of the working dtype, `opd.head.weights.working_dtype`.
     """
     n = min(rows, tile_rows(vocabulary, itemsize=itemsize, tile_bytes=tile_bytes))
-    head = vocabulary * (hidden + 1) * itemsize * (2 if trains_head else 0)
-    return n * vocabulary * itemsize * LIVE_TILES + rows * hidden * itemsize + head
+    tile = n * (vocabulary * LIVE_TILES + 2 * hidden) * itemsize
+    states = 2 * rows * hidden * itemsize + 16 * rows
+    head = 2 * vocabulary * (hidden + 1) * itemsize if trains_head else 0
+    return tile + states + head

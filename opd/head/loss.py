@@ -62,7 +62,10 @@ class _HeadLoss(torch.autograd.Function):
             if needs_weight:
                 grad_weight_VH += grad_nV.T @ hidden_NH[rows_n]
             if needs_bias:
-                grad_bias_V += grad_nV.sum(0)
+                grad_bias_V += grad_nV.sum(0, dtype=dtype)
+            del grad_nV  # or it would live through the next tile
+        grad_weight_VH = grad_weight_VH.to(weight_VH.dtype) if needs_weight else None
+        grad_bias_V = grad_bias_V.to(bias_V.dtype) if needs_bias else None
         ctx.save_for_backward(grad_hidden_NH, grad_weight_VH, grad_bias_V)
         return loss
 
@@ -74,10 +77,10 @@ class _HeadLoss(torch.autograd.Function):
 
 
 def retained_rows(payments: list[Payment], device: torch.device) -> Tensor:
-    """Rows that some term weighs above 0, in order."""
+    """Rows that some term weighs above 0, in order; a weight that is NaN is kept, so that the loss shows it."""
     if not payments:
         return torch.zeros(0, dtype=torch.long, device=device)
-    return torch.stack([payment.weight_C > 0 for payment in payments]).any(0).nonzero().squeeze(-1).to(device)
+    return torch.stack([~(payment.weight_C <= 0) for payment in payments]).any(0).nonzero().squeeze(-1).to(device)
 
 
 def _tile(
@@ -93,5 +96,6 @@ def _tile(
         value_nV, term_slope_nV = payment.objective(log_ps_nV, log_pt_nV)
         loss = loss + (value_nV.sum(-1) * weight_n).sum()
         slope_nV.addcmul_(term_slope_nV, weight_n[:, None])
+        del value_nV, term_slope_nV  # or they would live through the next term
     grad_nV = slope_nV - log_ps_nV.exp() * slope_nV.sum(-1, keepdim=True)
     return loss, student.head.product_gradient(logits_nV, grad_nV / temperature)

@@ -70,7 +70,10 @@ def align(student: HeadWeights, teacher: HeadWeights, tokens: int) -> tuple[Head
     """Both heads over the same vocabulary: unchanged if equal in size, else cut to the tokenizer's `tokens`.
 
     Padded rows beyond the tokenizer's last token have no meaning, and models of one family differ in their number.
+    Raises ValueError where a head has fewer rows than the tokenizer has tokens.
     """
     if student.vocabulary == teacher.vocabulary:
         return student, teacher
+    if min(student.vocabulary, teacher.vocabulary) < tokens:
+        raise ValueError(f"heads of {student.vocabulary} and {teacher.vocabulary} rows can't be cut to {tokens} tokens")
     return student.cut(tokens), teacher.cut(tokens)

@@ -72,7 +72,10 @@ class ScoreSelector(TokenSelector):
         raise NotImplementedError
 
     def weights(self, table: TokenTable, draw: Draw) -> Float[Tensor, " C"]:
-        """1 for kept tokens and 0 for the rest; the score itself with `choose: gate`."""
+        """1 for kept tokens and 0 for the rest; the score itself with `choose: gate`.
+
+        A score that is NaN gives a weight that is NaN: the loss shows it, and the step is skipped.
+        """
         score_C = self.scores(table)
         if self.choose == "gate":
             return score_C
@@ -81,7 +84,7 @@ class ScoreSelector(TokenSelector):
         for rows in table.by_rollout() if self.per == "rollout" else [torch.arange(len(table))]:
             best = torch.sort(rank_C[rows], descending=True, stable=True).indices
             weight_C[rows[best[: kept_count(len(rows), self.keep)]]] = 1
-        return weight_C
+        return torch.where(score_C.isnan(), score_C, weight_C)
 
     def scores(self, table: TokenTable) -> Float[Tensor, " C"]:
         """The score of every token of the table, [C]."""

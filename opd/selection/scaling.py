@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def min_max(x_C: Float[Tensor, " C"]) -> Float[Tensor, " C"]:
-    """(x − min)/(max − min), and 0 everywhere where max = min.
+    """(x − min)/(max − min), and 0 everywhere where max = min; one NaN makes all of them NaN.
 
     >>> min_max(torch.tensor([1.0, 3.0, 2.0])).tolist()
     [0.0, 1.0, 0.5]
@@ -14,7 +14,7 @@ def min_max(x_C: Float[Tensor, " C"]) -> Float[Tensor, " C"]:
     if not len(x_C):
         return x_C
     low, high = x_C.aminmax()
-    return (x_C - low) / (high - low) if high > low else torch.zeros_like(x_C)
+    return torch.zeros_like(x_C) if high == low else (x_C - low) / (high - low)
 
 
 def clip_at_quantile(x_C: Float[Tensor, " C"], q: float) -> Float[Tensor, " C"]:

@@ -1,0 +1,109 @@
+"""The head's memory: every tensor that an operator makes is counted from its birth to its death."""
+
+import weakref
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from opd.head.cost import LIVE_TILES, peak_extra_bytes
+from opd.head.loss import Payment, head_loss
+from opd.head.statistics import STATISTICS
+from opd.head.weights import HeadWeights, HiddenStates
+from opd.objectives import OBJECTIVES
+from tests.build import statistics
+
+N, H, V = 192, 32, 256
+TILE_BYTES = 24 * V * 4 * LIVE_TILES
+
+
+class Allocations(TorchDispatchMode):
+    """Bytes of living storages that were born inside, their peak, and the most elements of one tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = self.largest = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        for tensor in _tensors((args, kwargs)):
+            self._known.add(tensor.untyped_storage()._cdata)
+        made = func(*args, **(kwargs or {}))
+        for tensor in _tensors(made):
+            self._note(tensor.untyped_storage())
+            self.largest = max(self.largest, tensor.numel())
+        return made
+
+    def _note(self, storage) -> None:
+        if storage._cdata in self._known:
+            return
+        self._known.add(storage._cdata)
+        self.now += storage.nbytes()
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._forget, storage._cdata, storage.nbytes())
+
+    def _forget(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.now -= size
+
+
+def _tensors(tree) -> list[torch.Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+
+
+def made_states(dtype: torch.dtype, *, trains_head: bool = False, rows: int = N, vocabulary: int = V) -> HiddenStates:
+    head = HeadWeights(
+        torch.randn(vocabulary, H, dtype=dtype).requires_grad_(trains_head),
+        torch.randn(vocabulary, dtype=dtype).requires_grad_(trains_head),
+        softcap=5.0,
+        scale=2.0,
+    )
+    return HiddenStates(torch.randn(rows, H, dtype=dtype).requires_grad_(), head)
+
+
+def measured(student: HiddenStates, names: list[str], weight_C: torch.Tensor, tile_bytes: int) -> Allocations:
+    """The allocations of loss and backward with those terms."""
+    teacher = made_states(student.hidden_NH.dtype, rows=len(student), vocabulary=student.head.vocabulary)
+    teacher = HiddenStates(teacher.hidden_NH.detach(), teacher.head)
+    payments = [Payment(OBJECTIVES[name](), weight_C) for name in names]
+    with Allocations() as allocations:
+        head_loss(student, teacher, payments, temperature=1.5, tile_bytes=tile_bytes).backward()
+    return allocations
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("trains_head", [False, True], ids=["frozen", "trained"])
+@pytest.mark.parametrize("names", [[name] for name in OBJECTIVES] + [list(OBJECTIVES)], ids="+".join)
+@pytest.mark.parametrize(("rows", "vocabulary"), [(N, V), (24, 16 * V)], ids=["many_rows", "large_head"])
+def test_loss_and_gradient_stay_within_the_formula(dtype, trains_head, names, rows, vocabulary):
+    student = made_states(dtype, trains_head=trains_head, rows=rows, vocabulary=vocabulary)
+    bound = peak_extra_bytes(
+        rows=rows, hidden=H, vocabulary=vocabulary, itemsize=4, tile_bytes=TILE_BYTES, trains_head=trains_head
+    )
+    assert bound / 2 < measured(student, names, torch.ones(rows), TILE_BYTES).peak <= bound
+
+
+def test_no_tensor_of_all_rows_and_tokens_is_ever_made():
+    student, teacher = made_states(torch.float32, trains_head=True), made_states(torch.float32)
+    loss = measured(student, list(OBJECTIVES), torch.ones(N), TILE_BYTES)
+    with Allocations() as scored:
+        statistics(student, teacher, STATISTICS, tile_bytes=TILE_BYTES)
+    n = tile_rows(V, itemsize=4, tile_bytes=TILE_BYTES)
+    assert max(loss.largest, scored.largest) == n * V < N * V / 4
+    assert scored.peak <= TILE_BYTES + 2 * N * 4 * len(STATISTICS)
+
+
+def test_memory_and_work_fall_with_the_retained_rows():
+    few = (torch.arange(N) % 16 == 0).float()
+    student = made_states(torch.float32)
+    whole, part = (measured(student, ["reverse_kl"], weight_C, 1 << 40) for weight_C in (torch.ones(N), few))
+    assert whole.largest == N * V and part.largest == N * V // 16
+    assert part.peak < whole.peak / 8
+
+
+@pytest.mark.parametrize("tile_bytes", [1, 10**4, 10**6])
+def test_a_tile_takes_as_many_rows_as_fit_and_at_least_one(tile_bytes):
+    n = tile_rows(V, itemsize=4, tile_bytes=tile_bytes)
+    assert n == 1 or n * V * 4 * LIVE_TILES <= tile_bytes
+    assert (n + 1) * V * 4 * LIVE_TILES > tile_bytes

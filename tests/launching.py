@@ -1,0 +1,35 @@
+"""Starting real processes from tests: `accelerate launch` with a stage and a number of ranks."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def environment() -> dict[str, str]:
+    """One thread a rank, no hub, and none of this process's own rank variables."""
+    own = {k: v for k, v in os.environ.items() if k not in {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT"}}
+    return own | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+
+
+def accelerate(tmp: Path, *command: str, ranks: int, stage: int, timeout: int = 300) -> subprocess.CompletedProcess:
+    """Run `python -m COMMAND` on so many ranks under DeepSpeed, nothing kept whole by ZeRO-3."""
+    zero = {"stage": stage} | ({"stage3_param_persistence_threshold": 0} if stage == 3 else {})
+    settings = {"zero_optimization": zero, "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1}
+    config = tmp / f"zero{stage}.json"
+    config.write_text(json.dumps(settings))
+    launch = ["-m", "accelerate.commands.launch", "--use_deepspeed", "--deepspeed_config_file", str(config)]
+    return subprocess.run(
+        [sys.executable, *launch, "--num_processes", str(ranks), "--num_machines", "1", "--main_process_port", "0"]
+        + ["-m", *command],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )

@@ -1,0 +1,442 @@
+"""Bad input is one line on stderr (value, reason, way out), exit code 2; no weight is loaded, no file written."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from opd.cli import main
+from opd.config import LocalTeacher, load_recipe
+from opd.run import RunFolder
+
+BOTH = pytest.mark.parametrize("command", ["train", "doctor"])
+
+OVERRIDES = {
+    "unknown key": ("stepz=3", ["'stepz'", "did you mean 'steps'?"]),
+    "unknown key, deep": ("optimizer.warmupp=3", ["'optimizer.warmupp'", "'warmup'"]),
+    "unknown key in a selector": ("loss.0.select.kep=0.3", ["'loss.0.select.kep'", "'keep'"]),
+    "another selector's key": ("loss.0.select={type: random, clip: 0.5}", ["'loss.0.select.clip'", "known keys"]),
+    "unknown key in an objective": ("loss.0.objective={type: jsd, betta: 0.3}", ["objective.betta", "'beta'"]),
+    "unknown key in a term": ("loss.0.wait=0.3", ["'loss.0.wait'", "'weight'"]),
+    "key like nothing": ("qqqq=3", ["'qqqq'", "known keys: student, teacher"]),
+    "missing key": ("loss.0={select: {type: all}}", ["'loss.0.objective'", "needs it"]),
+    "no type": ("loss.0.objective={}", ["loss.0.objective", "no 'type'", "'reverse_kl', 'forward_kl', 'jsd'"]),
+    "word for a number": ("steps=many", ["steps can't be 'many'", "integer", "Optimizer steps"]),
+    "fraction of a step": ("steps=2.5", ["steps can't be 2.5", "integer"]),
+    "number for a word": ("student.model=3", ["student.model can't be 3", "string", "Hugging Face id"]),
+    "list for a number": ("optimizer.lr=[1, 2]", ["optimizer.lr can't be [1, 2]", "number"]),
+    "word for keys": ("student=gpt2", ["student can't be 'gpt2'", "give model, revision"]),
+    "number for a selector": ("loss.0.select=3", ["loss.0.select can't be 3", "'soft_or'"]),
+    "keys for a list": ("loss={}", ["loss can't be {}", "list"]),
+    "no terms": ("loss=[]", ["loss can't be []", "at least 1"]),
+    "null": ("steps=", ["steps can't be None", "integer"]),
+    "zero steps": ("steps=0", ["steps can't be 0", "greater than 0"]),
+    "share 0": ("loss.0.select.keep=0", ["loss.0.select.keep can't be 0", "greater than 0"]),
+    "share 1.5": ("loss.0.select.keep=1.5", ["loss.0.select.keep can't be 1.5", "less than or equal to 1"]),
+    "share -1": ("loss.0.select.clip=-1", ["loss.0.select.clip can't be -1", "greater than 0"]),
+    "share NaN": ("loss.0.select.keep=.nan", ["loss.0.select.keep can't be nan"]),
+    "unknown selector": ("loss.0.select.type=sof_or", ["no type 'sof_or'", "did you mean 'soft_or'", "'entropy'"]),
+    "unknown objective": ("loss.0.objective.type=nkd", ["no type 'nkd'", "'reverse_kl', 'forward_kl', 'jsd'"]),
+    "unknown engine": ("rollout.type=sglang", ["rollout.type can't be 'sglang'", "'vllm'", "'transformers'"]),
+    "unknown teacher": ("teacher.type=served", ["teacher.type can't be 'served'", "'local'"]),
+    "unknown precision": ("precision=fp16", ["precision can't be 'fp16'", "'bf16', 'fp32' or 'fp64'"]),
+    "no =": ("steps", ["override 'steps' has no '='", "key.path=value"]),
+    "not YAML": ("steps={a: [}", ["override 'steps={a: [}'", "not YAML"]),
+    "python object": ("steps=!!python/object/apply:os.system [ls]", ["not YAML", "os.system"]),
+    "no such item": ("loss.7.weight=1", ["override 'loss.7.weight=1' names no place", "loss.0.weight=1"]),
+    "item by a word": ("loss.x.weight=1", ["override 'loss.x.weight=1' names no place"]),
+    "below a number": ("steps.a.b=1", ["override 'steps.a.b=1' names no place"]),
+    "below a word": ("student.model.x=1", ["override 'student.model.x=1' names no place"]),
+    "two sources": ("prompts.dataset=a/b", ["prompts: give exactly one of 'dataset'", "'path'"]),
+    "hub key for a file": ("prompts.split=test", ["'split'", "no effect", "remove"]),
+    "answer_after alone": ("prompts={path: x.jsonl, answer_after: x}", ["'answer_after'", "'answer'"]),
+    "ignored floor": ("optimizer={schedule: linear, min_lr_share: 0.1}", ["'min_lr_share'", "'linear'", "remove"]),
+    "ignored share": ("loss.0.select.choose=gate", ["'keep'", "no effect", "remove"]),
+    "path of no record": ("rollout.path=x", ["'path'", "recorded", "both or neither"]),
+    "budget below a rollout": ("token_budget=31", ["token_budget 31", "16", "= 32", "raise it to 32"]),
+    "beyond the context": ("prompts.max_tokens=120", ["student", "128 tokens", "= 136", "lower"]),
+    "unknown task": ("evaluate.task=gsm9k", ["no task 'gsm9k'", "arithmetic, gsm8k"]),
+    "too many problems": ("evaluate={task: arithmetic, problems: 30000}", ["30,000", "20,000", "ask for fewer"]),
+    "no model folder": ("student.model=/no/where", ["'/no/where'", "folder"]),
+    "no teacher folder": ("teacher.model=/no/where", ["'/no/where'", "folder"]),
+    "no such model": ("student.model=nobody/nothing", ["'nobody/nothing'", "give a local folder"]),
+    "no data": ("prompts.path=none.jsonl", ["no file at prompts.path 'none.jsonl'", "give a .jsonl"]),
+    "data of no known kind": ("prompts.path=data.csv", ["'data.csv'", "neither .jsonl nor .parquet"]),
+    "no column": ("prompts.question=quest", ["no column 'quest'", "it has question, answer"]),
+    "no answer column": ("prompts.answer=solution", ["no column 'solution'", "it has question, answer"]),
+    "no marker": ("prompts.answer_after='####'", ["row 1", "'####'", "answer_after"]),
+    "all prompts too long": ("prompts.max_tokens=1", ["64 longer than prompts.max_tokens 1", "raise max_tokens"]),
+    "no hub data": (
+        "prompts={dataset: nobody/nothing, max_tokens: 16}",
+        ["prompts.dataset 'nobody/nothing'", "prompts.path"],
+    ),
+    "no recorded rollouts": ("rollout={type: recorded, path: none}", ["no recorded", "none/step-000001.jsonl"]),
+    "tracker that is not installed": ("metrics.trackers=[wandb]", ["wandb", "not installed", "pip install"]),
+    "kernel that is not installed": ("student.attention=flash_attention_2", ["flash_attn", "not installed"]),
+}
+"""What is wrong → an override that makes it so, and what the message must name."""
+
+
+@pytest.fixture(autouse=True)
+def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever loads a model or starts an engine fails the test."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("opd.models.load_model", fail)
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", fail)
+    monkeypatch.setattr("opd.rollout.source.start_engine", fail)
+    monkeypatch.setattr("eval.runner.start_engine", fail)
+
+
+@pytest.fixture
+def recipe(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A recipe that passes, as data; the test stands in an empty folder, and `write` stores it there."""
+    monkeypatch.chdir(tmp_path)
+    return {
+        "student": {"model": str(toy / "student")},
+        "teacher": {"type": "local", "model": str(toy / "teacher")},
+        "prompts": {"path": str(toy / "train.jsonl"), "answer": "answer", "max_tokens": 16},
+        "rollout": {"type": "transformers", "samples_per_prompt": 2, "max_new_tokens": 16},
+        "loss": [{"select": {"type": "soft_or", "keep": 0.5}, "objective": {"type": "reverse_kl"}}],
+        "steps": 2,
+        "prompts_per_step": 2,
+        "precision": "fp32",
+    }
+
+
+def write(recipe: dict[str, Any]) -> str:
+    Path("r.yaml").write_text(yaml.safe_dump(recipe))
+    return "r.yaml"
+
+
+@pytest.fixture
+def ended(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """argv → (exit code, stdout, stderr) of the command in this process."""
+
+    def run(*argv: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["opd", *argv])
+        with pytest.raises(SystemExit) as exit_:
+            main()
+        out, err = capsys.readouterr()
+        return exit_.value.code or 0, out, err
+
+    return run
+
+
+@pytest.fixture
+def refused(ended):
+    """argv → its message, after it was checked to be one line, with exit code 2, and nothing written below runs/."""
+
+    def run(*argv: str) -> str:
+        before = tree(Path("runs"))
+        code, out, err = ended(*argv)
+        assert_one_line(code, out, err)
+        assert tree(Path("runs")) == before
+        return err
+
+    return run
+
+
+def assert_one_line(code: int, out: str, err: str) -> None:
+    assert (code, out) == (2, ""), err
+    assert err.startswith("opd: ") and err.endswith("\n") and err.count("\n") == 1, err
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder with its bytes, and the folder itself."""
+    return {str(p): p.read_bytes() if p.is_file() else b"" for p in [folder, *folder.rglob("*")] if p.exists()}
+
+
+def contains(message: str, *words: str) -> None:
+    for word in words:
+        assert word in message, f"{word!r} is not in: {message}"
+
+
+def test_the_recipe_itself_passes(recipe, ended):
+    code, out, err = ended("doctor", write(recipe))
+    assert code == 0 and "all is well" in out and err == ""
+
+
+@BOTH
+@pytest.mark.parametrize("case", OVERRIDES)
+def test_a_bad_value_is_named(case, command, recipe, refused):
+    override, words = OVERRIDES[case]
+    contains(refused(command, write(recipe), override), *words)
+
+
+FILES = {
+    "not YAML": ("student: {model: [\n", ["r.yaml", "not plain YAML", "line 2"]),
+    "binary": (b"\xff\xfe\x00\x81", ["r.yaml", "not plain YAML"]),
+    "python objects": ("student: !!python/object/apply:os.system ['touch pwned']\n", ["not plain YAML", "os.system"]),
+    "key twice": ("steps: 1\nseed: 0\nsteps: 2\n", ["key 'steps' stands twice", "line 1"]),
+    "empty": ("", ["'r.yaml' is empty", "opd schema"]),
+    "comments only": ("# nothing\n", ["'r.yaml' is empty"]),
+    "a list": ("- 1\n", ["r.yaml holds a list"]),
+    "a word": ("steps\n", ["r.yaml holds a str"]),
+    "number for a key": ("1: 2\n", ["unknown key '1'"]),
+}
+
+
+@BOTH
+@pytest.mark.parametrize("case", FILES)
+def test_a_bad_recipe_file_is_named(case, command, recipe, refused):
+    content, words = FILES[case]
+    Path("r.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
+    contains(refused(command, "r.yaml"), *words)
+    assert not Path("pwned").exists()
+
+
+@BOTH
+def test_a_missing_recipe_file_is_named(command, recipe, refused):
+    contains(refused(command, "none.yaml"), "'none.yaml'", "No such file", "give the path")
+    contains(refused(command, "."), "'.'", "directory")
+
+
+GOOD_ROW = '{"question": "1+1=", "answer": "2"}'
+DATA = {
+    "empty": ("", ["'data.jsonl' is empty", "at least one row"]),
+    "blank": ("\n\n", ["no prompt is left of prompts.path 'data.jsonl'"]),
+    "broken line": (f'{GOOD_ROW}\n{{"question": \n', ["'data.jsonl', line 2 is not JSON", "one object a line"]),
+    "a list": (f"{GOOD_ROW}\n[1]\n", ["'data.jsonl', line 2 holds a list"]),
+    "binary": (b"\xff\xfe\x00\x81", ["can't read prompts.path 'data.jsonl'"]),
+    "no question": (f'{GOOD_ROW}\n{{"answer": "2"}}\n', ["row 2", "'question'", "None"]),
+    "question is a number": ('{"question": 3, "answer": "2"}\n', ["row 1", "'question' holds 3", "text"]),
+    "no answer": ('{"question": "1+1=", "answer": null}\n', ["row 1", "'answer' holds no answer"]),
+}
+
+
+@BOTH
+@pytest.mark.parametrize("case", DATA)
+def test_bad_data_is_named(case, command, recipe, refused):
+    content, words = DATA[case]
+    Path("data.jsonl").write_bytes(content if isinstance(content, bytes) else content.encode())
+    contains(refused(command, write(recipe), "prompts.path=data.jsonl"), *words)
+
+
+@BOTH
+def test_a_broken_parquet_file_is_named(command, recipe, refused):
+    Path("data.parquet").write_text("no parquet")
+    contains(refused(command, write(recipe), "prompts.path=data.parquet"), "can't read prompts.path 'data.parquet'")
+
+
+@BOTH
+def test_broken_recorded_rollouts_are_named(command, recipe, refused):
+    Path("recorded").mkdir()
+    recipe["rollout"] |= {"type": "recorded", "path": "recorded"}
+    for content, words in {"{": "does not hold rollouts", "{}\n": "does not hold rollouts", "": "no rollout"}.items():
+        Path("recorded/step-000001.jsonl").write_text(content)
+        contains(refused(command, write(recipe)), "recorded/step-000001.jsonl", words)
+
+
+def copied(toy: Path, name: str) -> Path:
+    """A copy of a toy model in the test's folder, without its weights: nothing here may need them."""
+    return Path(shutil.copytree(toy / name, f"other-{name}", ignore=shutil.ignore_patterns("*.safetensors")))
+
+
+@BOTH
+def test_a_teacher_of_another_tokenizer_is_refused(command, recipe, refused, toy):
+    teacher = copied(toy, "teacher")
+    text = (teacher / "tokenizer.json").read_text()
+    swapped = re.sub(r'"([78])": (\d+)', lambda m: f'"{15 - int(m[1])}": {m[2]}', text)
+    assert swapped != text
+    (teacher / "tokenizer.json").write_text(swapped)
+    message = refused(command, write(recipe), f"teacher.model={teacher}")
+    contains(message, "different tokenizers", "token '7'", "choose a teacher")
+
+
+@BOTH
+def test_a_vocabulary_smaller_than_the_tokenizer_is_refused(command, recipe, refused, toy):
+    contains(refused(command, write(recipe), f"student.model={configured(toy, vocab_size=5)}"), "student", "5", "17")
+
+
+@BOTH
+def test_a_model_with_dropout_is_refused(command, recipe, refused, toy):
+    student = configured(toy, attention_dropout=0.1)
+    contains(refused(command, write(recipe), f"student.model={student}"), "attention_dropout", "0.1", "set it to 0")
+
+
+def configured(toy: Path, **settings: Any) -> Path:
+    """A copy of the toy student with other settings in its config.json."""
+    student = copied(toy, "student")
+    path = student / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    return student
+
+
+@BOTH
+def test_a_tokenizer_without_chat_template_is_refused(command, recipe, refused, toy):
+    student = copied(toy, "student")
+    (student / "chat_template.jinja").unlink()
+    contains(refused(command, write(recipe), f"student.model={student}"), "other-student", "no chat template")
+
+
+@BOTH
+def test_a_template_that_refuses_the_system_message_is_named(command, recipe, refused, toy):
+    student = copied(toy, "student")
+    (student / "chat_template.jinja").write_text("{{ raise_exception('no system role') }}")
+    contains(refused(command, write(recipe), f"student.model={student}"), "no system role", "prompts.system")
+
+
+@BOTH
+def test_a_selector_that_needs_more_than_the_teacher_gives(command, recipe, refused, monkeypatch):
+    monkeypatch.setattr(LocalTeacher, "gives", frozenset({"student_entropy", "distributions"}))
+    message = refused(command, write(recipe))
+    contains(message, "loss.0", "selector 'soft_or' needs reverse_kl", "'local' can't", "choose another selector")
+
+
+@BOTH
+def test_an_objective_that_needs_more_than_the_teacher_gives(command, recipe, refused, monkeypatch):
+    monkeypatch.setattr(LocalTeacher, "gives", frozenset({"student_entropy", "reverse_kl"}))
+    message = refused(command, write(recipe))
+    contains(message, "loss.0", "objective 'reverse_kl' needs distributions", "'local' can't")
+
+
+@BOTH
+def test_more_ranks_than_prompts_are_refused(command, recipe, refused, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    contains(refused(command, write(recipe)), "8 data ranks", "prompts_per_step 2", "to 8 or more")
+
+
+@BOTH
+def test_vllm_that_is_not_installed_is_named(command, recipe, refused, monkeypatch):
+    import importlib.util
+
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *a: None if name == "vllm" else find(name, *a))
+    contains(refused(command, write(recipe), "rollout.type=vllm"), "vllm is not installed", "rollout.type=transformers")
+
+
+@BOTH
+def test_only_rank_0_prints(command, recipe, ended, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert ended(command, write(recipe), "steps=many") == (2, "", "")
+    assert ended(command) == (2, "", "")
+
+
+@pytest.fixture
+def run(recipe) -> RunFolder:
+    """The run `old` of the recipe, with a checkpoint and one line of metrics."""
+    folder = RunFolder(Path("runs/old"))
+    folder.create(load_recipe(write(recipe)))
+    folder.append_metrics({"step": 1})
+    (folder.checkpoints / "step-000001").mkdir(parents=True)
+    return folder
+
+
+def test_an_existing_run_is_not_overwritten(run, recipe, refused):
+    message = refused("train", "r.yaml", "--name", "old")
+    contains(message, "'runs/old' exists", "nothing is overwritten", "--name", "--resume")
+
+
+def test_resume_needs_a_name(run, refused):
+    contains(refused("train", "r.yaml", "--resume"), "--resume needs --name")
+
+
+def test_resume_needs_a_run(run, refused):
+    contains(refused("train", "r.yaml", "--resume", "--name", "new"), "no run 'runs/new'", "--name")
+
+
+def test_resume_needs_a_checkpoint(run, refused):
+    (run.checkpoints / "step-000001").rename(run.checkpoints / ".step-000001.tmp")
+    contains(refused("train", "r.yaml", "--resume", "--name", "old"), "'runs/old' has no checkpoint", "another --name")
+
+
+def test_resume_needs_the_same_recipe(run, refused):
+    message = refused("train", "r.yaml", "loss.0.select.keep=0.3", "seed=1", "--resume", "--name", "old")
+    contains(message, "loss.0.select.keep: 0.5 → 0.3", "seed: 0 → 1", "undo that")
+
+
+def test_a_name_is_one_folder(run, refused):
+    for name in ("../out", "a/b", "..", ""):
+        contains(refused("train", "r.yaml", "--name", name), f"--name {name!r}", "without slashes")
+
+
+def test_runs_is_a_folder(run, refused):
+    contains(refused("train", "r.yaml", "--runs", "r.yaml"), "'r.yaml'", "is a file")
+
+
+EVAL = {
+    "task": (["--task", "gsm9k"], ["no task 'gsm9k'", "arithmetic, gsm8k"]),
+    "model": (["--model", "/no/where"], ["'/no/where'"]),
+    "engine": (["--engine", "sglang"], ["--engine", "'sglang'", "'vllm'", "'transformers'"]),
+    "precision": (["--precision", "fp16"], ["--precision", "'fp16'", "'bf16'", "'fp32'"]),
+    "problems": (["--problems", "30000"], ["30,000", "20,000", "ask for fewer"]),
+    "no problems": (["--problems", "0"], ["--problems", "greater than or equal to 1"]),
+    "a word": (["--problems", "many"], ["--problems", "integer"]),
+}
+
+
+@pytest.mark.parametrize("case", EVAL)
+def test_a_bad_evaluation_is_named(case, recipe, refused, toy):
+    arguments, words = EVAL[case]
+    good = {"--model": str(toy / "student"), "--task": "arithmetic"}
+    good.update([arguments])
+    contains(refused("eval", *(part for pair in good.items() for part in pair)), *words)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["trian"], ["'trian'", "Did you mean 'train'?", "`opd --help`"]),
+        (["train"], ["RECIPE", "`opd train --help`"]),
+        (["doctor"], ["RECIPE", "`opd doctor --help`"]),
+        (["eval", "--task", "arithmetic"], ["--model", "`opd eval --help`"]),
+        (["train", "r.yaml", "--nam", "x"], ["--nam", "--name"]),
+        (["schema", "--jsn"], ["--jsn"]),
+    ],
+)
+def test_a_bad_command_line_is_one_line(arguments, words, recipe, refused):
+    contains(refused(*arguments), *words)
+
+
+def test_help_points_to_every_field(ended):
+    code, out, _ = ended("train", "--help")
+    assert code == 0 and "opd schema" in out
+    assert ended()[1].count("train") >= 1
+
+
+@pytest.mark.parametrize("case", ["unknown key", "run exists", "usage", "rank 1"])
+def test_a_real_process_says_the_same(case, run, recipe):
+    Path("runs/old/keep").write_text("me")
+    before = tree(Path("runs"))
+    arguments, rank, words = {
+        "unknown key": (["r.yaml", "loss.0.select.kep=1"], "0", ["'loss.0.select.kep'", "did you mean 'keep'?"]),
+        "run exists": (["r.yaml", "--name", "old"], "0", ["'runs/old' exists"]),
+        "usage": (["--nam", "x"], "0", ["--nam"]),
+        "rank 1": (["r.yaml", "steps=many"], "1", []),
+    }[case]
+    environment = os.environ | {"RANK": rank, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+    done = subprocess.run(
+        [sys.executable, "-m", "opd", "train", *arguments], capture_output=True, text=True, env=environment, timeout=60
+    )
+    if rank == "0":
+        assert_one_line(done.returncode, done.stdout, done.stderr)
+        contains(done.stderr, *words)
+    else:
+        assert (done.returncode, done.stdout, done.stderr) == (2, "", "")
+    assert tree(Path("runs")) == before
+
+
+def test_a_real_process_refuses_a_dropout_model_in_one_line(recipe, toy):
+    recipe["student"]["model"] = str(configured(toy, attention_dropout=0.1))
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+    done = subprocess.run(
+        [sys.executable, "-m", "opd", "train", write(recipe)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=60,
+    )
+    assert_one_line(done.returncode, done.stdout, done.stderr)
+    contains(done.stderr, "attention_dropout")
+    assert not Path("runs").exists()

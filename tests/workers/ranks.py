@@ -1,0 +1,104 @@
+"""Run by tests/test_distributed.py under `accelerate launch`: real DeepSpeed ranks on the shared cases.
+
+    python -m tests.workers.ranks gradients|nonfinite PRECISION FOLDER
+
+Rank 0 leaves its findings as FOLDER/<case>.pt.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import deepspeed
+import torch
+from deepspeed.utils import safe_get_full_grad
+
+from opd import distributed
+from opd.distributed import Ranks, Trainer, Update, gathered
+from opd.models import DTYPES
+from opd.step import step
+from tests import cases
+
+
+def start(precision: str) -> tuple[Trainer, Ranks]:
+    if precision == "fp64":  # DeepSpeed reduces float64 as well as any dtype, and only its list of them lacks it
+        deepspeed.accelerator.get_accelerator().supported_dtypes = lambda: [torch.float64]
+    accelerator = distributed.start(precision, max_grad_norm=1.0, trackers=[])
+    module = cases.student(cases.recipe(), tied=True, dtype=DTYPES[precision])
+    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-3)
+    return Trainer(accelerator, module, optimizer), Ranks(accelerator.device)
+
+
+def gradients(trainer: Trainer, ranks: Ranks, precision: str, folder: Path) -> None:
+    """Loss and full gradient of every case, and whether the head's weight is whole on a rank."""
+    head = trainer.student.head.weight
+    whole = head.numel() == cases.VOCABULARY * 16
+    for name in cases.LOSSES:
+        for budget in (40, 4096):
+            grads: dict[str, torch.Tensor] = {}
+
+            def update(lr: float, grads: dict[str, torch.Tensor] = grads) -> Update:
+                for key, parameter in trainer.student.model.named_parameters():
+                    grads[key] = safe_get_full_grad(parameter).clone()
+                trainer.engine.optimizer.zero_grad()
+                return Update(skipped=False, grad_norm=0.0)
+
+            trainer.update = update
+            run = cases.run(
+                cases.recipe(name, token_budget=budget), trainer=trainer, dtype=DTYPES[precision], ranks=ranks
+            )
+            outcome = step(run, cases.rollouts(), 0, 0.0)
+            found = {"loss": outcome.metrics["loss"], "grads": grads, "head_is_whole": whole, "weights": outcome.weights}
+            if ranks.is_main:
+                torch.save(found, folder / f"{name}-{budget}.pt")
+
+
+def nonfinite(trainer: Trainer, ranks: Ranks, precision: str, folder: Path) -> None:
+    """A step that only rank 1's (or the only rank's) micro-batch poisons, between two sound ones."""
+    run = cases.run(cases.recipe("all", token_budget=64), trainer=trainer, dtype=DTYPES[precision], ranks=ranks)
+    found = {}
+    for index, kind in enumerate(["sound", "loss", "gradient", "sound"]):
+        poison(trainer, kind if ranks.index == ranks.count - 1 else "sound")
+        outcome = step(run, cases.rollouts(index), index, 1e-3)
+        found[index] = {"skipped": outcome.skipped, "weights": weights(trainer)}
+    if ranks.is_main:
+        torch.save(found, folder / "nonfinite.pt")
+
+
+def poison(trainer: Trainer, kind: str) -> None:
+    """From now on this rank's loss, or only its gradient, is not a number."""
+
+    def call(*args, **kwargs):
+        loss, statistics = trainer.engine(*args, **kwargs)
+        if loss is not None and kind == "loss":
+            loss = loss * torch.tensor(float("nan"))
+        if loss is not None and kind == "gradient":
+            loss = loss + SilentPoison.apply(loss)
+        return loss, statistics
+
+    Trainer.__call__ = lambda self, *args, **kwargs: call(*args, **kwargs)
+
+
+class SilentPoison(torch.autograd.Function):
+    """0 forward, NaN backward."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return torch.zeros_like(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * float("nan")
+
+
+def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
+    with gathered(trainer.student.parameters()):
+        return {name: p.detach().clone() for name, p in trainer.student.model.named_parameters()}
+
+
+if __name__ == "__main__":
+    task, precision, folder = sys.argv[1], sys.argv[2], Path(sys.argv[3])
+    {"gradients": gradients, "nonfinite": nonfinite}[task](*start(precision), precision, folder)
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
