@@ -64,7 +64,9 @@ def row_statistics(
                 torch.log_softmax(logits_nV / sampler_temperature, dim=-1), token_id_N[rows_n]
             )
         del logits_nV
-        log_pt_nV = teacher.log_probs(rows_n, temperature) if teacher is not None and NEEDS_TEACHER & set(names) else None
+        log_pt_nV = (
+            teacher.log_probs(rows_n, temperature) if teacher is not None and NEEDS_TEACHER & set(names) else None
+        )
         for name in names:
             if name != "behaviour_logprob":
                 columns[name][rows_n] = _statistic(name, log_ps_nV, log_pt_nV, token_id_N[rows_n])

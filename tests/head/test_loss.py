@@ -22,7 +22,9 @@ IN_THE_ORACLE = {
 }
 
 
-def pay(student: HiddenStates, teacher: HiddenStates, payments: list[Payment], **settings) -> tuple[Tensor, list[Tensor]]:
+def pay(
+    student: HiddenStates, teacher: HiddenStates, payments: list[Payment], **settings
+) -> tuple[Tensor, list[Tensor]]:
     """Loss, and its gradient with respect to hidden states, weight and (where there is one) bias."""
     head = student.head
     bias = None if head.bias_V is None else head.bias_V.detach().requires_grad_()
@@ -34,9 +36,7 @@ def pay(student: HiddenStates, teacher: HiddenStates, payments: list[Payment], *
 
 def plain_loss(student: HiddenStates, teacher: HiddenStates, payments: list[Payment], temperature: float) -> Tensor:
     """The same sum by plain torch on whole logits."""
-    log_ps_NV, log_pt_NV = (
-        (s.head.logits(s.hidden_NH) / temperature).log_softmax(-1) for s in (student, teacher)
-    )
+    log_ps_NV, log_pt_NV = ((s.head.logits(s.hidden_NH) / temperature).log_softmax(-1) for s in (student, teacher))
     return sum((p.objective(log_ps_NV, log_pt_NV)[0].sum(-1) * p.weight_C).sum() for p in payments)
 
 

@@ -64,7 +64,9 @@ def test_logits_equal_those_of_the_model(name, dtype):
 @pytest.mark.parametrize("name", ["gemma2", "granite", "cohere"])
 def test_what_a_model_does_to_its_logits_is_not_lost(name):
     weight = torch.randn(31, 16)
-    found = head_weights(weight, None, CONFIGS[name]).logits(torch.randn(2, 16, generator=torch.Generator().manual_seed(0)))
+    found = head_weights(weight, None, CONFIGS[name]).logits(
+        torch.randn(2, 16, generator=torch.Generator().manual_seed(0))
+    )
     plain = HeadWeights(weight).logits(torch.randn(2, 16, generator=torch.Generator().manual_seed(0)))
     assert not torch.allclose(found, plain, rtol=0.1)
 

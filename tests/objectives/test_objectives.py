@@ -81,7 +81,9 @@ def test_jsd_over_beta_times_one_minus_beta_tends_to_the_two_kls(case):
 def test_the_ends_of_jsd_mean_the_two_kls(case):
     for beta in (0, 1):
         expected = OBJECTIVES[case["expected"][f"jsd_{beta}"]["equals"]]()
-        for ours, theirs in zip(JSD(beta=beta)(log_probs(1), log_probs(2)), expected(log_probs(1), log_probs(2)), strict=True):
+        for ours, theirs in zip(
+            JSD(beta=beta)(log_probs(1), log_probs(2)), expected(log_probs(1), log_probs(2)), strict=True
+        ):
             assert torch.equal(ours, theirs)
 
 

@@ -34,12 +34,18 @@ def variants():
     return list({repr(selector): selector for selector in made + gates if selector is not None}.values())
 
 
-every_selector = pytest.mark.parametrize("selector", variants(), ids=repr)
-
-
 def is_local(selector) -> bool:
     """Whether each rollout decides for itself."""
     return all(getattr(selector, field, "rollout") == "rollout" for field in ("per", "scope"))
+
+
+def keeps_a_share(selector) -> bool:
+    return isinstance(selector, ScoreSelector) and selector.choose != "gate"
+
+
+every_selector = pytest.mark.parametrize("selector", variants(), ids=repr)
+every_share = pytest.mark.parametrize("selector", list(filter(keeps_a_share, variants())), ids=repr)
+every_local_selector = pytest.mark.parametrize("selector", list(filter(is_local, variants())), ids=repr)
 
 
 @pytest.mark.parametrize("name", SELECTORS)
@@ -62,10 +68,8 @@ def test_weights_are_finite_not_negative_and_without_gradient(selector):
     assert not weight_C.requires_grad
 
 
-@every_selector
+@every_share
 def test_counts_are_the_kept_share_of_whoever_competes(selector):
-    if not isinstance(selector, ScoreSelector) or selector.choose == "gate":
-        pytest.skip("keeps no share")
     weight_C, table = selector.weights(random_table(LENGTHS), draw), random_table(LENGTHS)
     assert set(weight_C.tolist()) <= {0.0, 1.0}
     if selector.per == "batch":
@@ -82,18 +86,14 @@ def test_a_count_known_before_is_the_count_after(selector):
     assert before is None or is_local(selector)
 
 
-@every_selector
+@every_share
 def test_keep_1_is_every_token(selector):
-    if getattr(selector, "choose", None) == "gate":
-        pytest.skip("a gate has no share")
     whole = accepted(selector.type, **selector.model_dump() | {"keep": 1.0})
     assert (whole.weights(random_table(LENGTHS), draw) == 1).all()
 
 
-@every_selector
+@every_local_selector
 def test_a_rollout_that_decides_for_itself_does_not_see_the_others(selector):
-    if not is_local(selector):
-        pytest.skip("competes or scales over the batch")
     table = random_table(LENGTHS)
     weight_C = selector.weights(table, draw)
     for some in ([3], [0, 4], [4, 1, 0]):
@@ -111,7 +111,9 @@ def test_the_order_of_rollouts_does_not_matter(selector):
 @every_selector
 def test_an_empty_table_has_no_weights(selector):
     for lengths in ([], [0, 0]):
-        table = token_table([0], {name: torch.zeros(0) for name in STATISTICS}) if not lengths else random_table(lengths)
+        table = (
+            token_table([0], {name: torch.zeros(0) for name in STATISTICS}) if not lengths else random_table(lengths)
+        )
         assert selector.weights(table, draw).shape == (0,)
 
 
@@ -161,7 +163,8 @@ def test_the_tokens_of_tip_are_chosen(case, dtype):
 @both_precisions
 @cases("tip")
 @pytest.mark.parametrize(
-    ("field", "scope"), [("soft_or", "batch"), ("soft_or", "rollout"), ("soft_or_clipped", "batch"), ("soft_or_clipped", "rollout")]
+    ("field", "scope"),
+    [("soft_or", "batch"), ("soft_or", "rollout"), ("soft_or_clipped", "batch"), ("soft_or_clipped", "rollout")],
 )
 def test_the_scores_of_tip_equal_the_oracle(case, dtype, field, scope):
     table, counted = case_table(case, dtype)

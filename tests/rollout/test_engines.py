@@ -1,0 +1,110 @@
+"""Real engines: what they sample, what they say about it, and that they follow the trainer's weights."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from opd.batch import Prompt, Rollout
+from opd.distributed import Ranks
+from opd.models import load_model, load_tokenizer
+from opd.prompts import render
+from opd.rollout.engine import RolloutEngine, Sampling
+from opd.rollout.settings import RolloutSettings
+from opd.rollout.source import start_engine
+from opd.student import Student
+
+ENGINES = [pytest.param("vllm", marks=pytest.mark.engine), "transformers"]
+SAMPLING = Sampling(samples=3, max_new_tokens=16, temperature=1.0, seed_key=("test", 0))
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def engine(request: pytest.FixtureRequest, toy: Path):
+    settings = RolloutSettings(type=request.param, kv_cache_mib=64)
+    started = start_engine(
+        str(toy / "student"), settings, Ranks(), dtype=torch.float32, max_tokens=64, stop=[end_token(toy)]
+    )
+    yield started
+    started.close()
+
+
+def end_token(toy: Path) -> int:
+    return load_tokenizer(str(toy / "student")).eos_token_id
+
+
+def prompts(toy: Path, *questions: str) -> list[Prompt]:
+    tokenizer = load_tokenizer(str(toy / "student"))
+    return [Prompt(i, render(q, tokenizer), {"answer": "3"}) for i, q in enumerate(questions)]
+
+
+def trainer_logprobs(model, rollout: Rollout, temperature: float = 1.0) -> torch.Tensor:
+    """By plain transformers: log p of each trained token."""
+    with torch.no_grad():
+        logits = model(torch.tensor([rollout.token_ids])).logits[0].float() / temperature
+    at = torch.tensor(rollout.positions)
+    return logits.log_softmax(-1)[at - 1, torch.tensor(rollout.completion)]
+
+
+def mean_gap(model, rollouts: list[Rollout], temperature: float = 1.0) -> float:
+    gaps = [(trainer_logprobs(model, r, temperature) - torch.tensor(r.logprobs)).abs() for r in rollouts if r.length]
+    return float(torch.cat(gaps).mean())
+
+
+def test_rollouts_stand_in_order_and_carry_what_a_step_needs(engine: RolloutEngine, toy: Path):
+    asked = prompts(toy, "1+2=", "30+4=", "555+66=")
+    rollouts = engine.generate(asked, SAMPLING)
+    assert [r.group for r in rollouts] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    for rollout in rollouts:
+        prompt = asked[rollout.group]
+        n = len(prompt.token_ids)
+        assert rollout.token_ids[:n] == prompt.token_ids
+        assert rollout.trained == [False] * n + [True] * rollout.length
+        assert rollout.versions == [engine.version] * rollout.length
+        assert rollout.extra == {"answer": "3"}
+        ended = rollout.completion[-1] == end_token(toy)
+        assert rollout.finish == ("stop" if ended else "length")
+        assert ended or rollout.length == 16
+    assert {r.finish for r in rollouts} <= {"stop", "length"}
+
+
+def test_the_same_batch_gives_the_same_rollouts_and_another_seed_does_not(engine: RolloutEngine, toy: Path):
+    asked = prompts(toy, "1+2=", "30+4=")
+    first, second = engine.generate(asked, SAMPLING), engine.generate(asked, SAMPLING)
+    assert first == second
+    other = engine.generate(asked, Sampling(3, 16, 1.0, ("test", 1)))
+    assert [r.token_ids for r in other] != [r.token_ids for r in first]
+    assert len({tuple(r.completion) for r in first}) > 2, "samples of a prompt have seeds of their own"
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_sampler_log_probs_are_the_models_at_the_samplers_temperature(engine, toy: Path, temperature: float):
+    model = load_model(str(toy / "student"), dtype=torch.float32)
+    rollouts = engine.generate(prompts(toy, "1+2=", "30+4="), Sampling(4, 16, temperature, ("t",)))
+    assert mean_gap(model, rollouts, temperature) < 1e-4
+    assert mean_gap(model, rollouts, 2.0) > 1e-2
+
+
+def test_greedy_takes_the_likeliest_token(engine: RolloutEngine, toy: Path):
+    model = load_model(str(toy / "student"), dtype=torch.float32)
+    (rollout,) = engine.generate(prompts(toy, "12+3="), Sampling(1, 8, 0.0))
+    with torch.no_grad():
+        best = model(torch.tensor([rollout.token_ids])).logits[0].argmax(-1)
+    assert [int(best[p - 1]) for p in rollout.positions] == rollout.completion
+
+
+def test_the_engine_follows_the_trainers_weights(engine: RolloutEngine, toy: Path):
+    """Fails if `load` is skipped: weights are moved until that gap is ten times the synced one."""
+    asked = prompts(toy, "1+2=", "30+4=", "555+66=")
+    model = load_model(str(toy / "student"), dtype=torch.float32)
+    student = Student(load_model(str(toy / "student"), dtype=torch.float32), tokens=17)
+    synced = mean_gap(model, engine.generate(asked, SAMPLING))
+    while (unsynced := mean_gap(model, engine.generate(asked, SAMPLING))) < max(10 * synced, 0.02):
+        with torch.no_grad():
+            for own, other in zip(student.model.parameters(), model.parameters(), strict=True):
+                other.add_(0.02 * torch.randn_like(other))
+                own.copy_(other)
+    engine.load(student.weights(), engine.version + 1)
+    rollouts = engine.generate(asked, SAMPLING)
+    assert {v for r in rollouts for v in r.versions} == {engine.version}
+    assert mean_gap(model, rollouts) < unsynced / 10
+    assert mean_gap(model, rollouts) < 1e-3

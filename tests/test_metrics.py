@@ -1,0 +1,63 @@
+import math
+
+import pytest
+import torch
+
+from opd.metrics import METRICS, quadrants, scaled, step_metrics
+from tests.build import random_table, states, statistics, token_table
+from tests.oracle import assert_close, cases
+
+
+def counted_columns(case):
+    counted = torch.tensor(case["inputs"]["mask"]) > 0
+    return counted, {
+        name: torch.tensor(case["expected"][name], dtype=torch.float64)[counted] for name in ("h", "delta")
+    }
+
+
+@cases("tip")
+def test_quadrants_at_the_medians_equal_the_oracle(case):
+    _, columns = counted_columns(case)
+    expected = case["expected"]["quadrants_at_medians"]
+    found = quadrants(columns["h"], columns["delta"], cuts=(expected["h_cut"], expected["delta_cut"]))
+    assert found == pytest.approx(expected["shares"], abs=1e-12)
+
+
+@cases("tip")
+def test_quadrants_at_cuts_equal_the_oracle(case):
+    counted, _ = counted_columns(case)
+    pair = [states(torch.tensor(case["inputs"][f"{who}_logits"])[counted]) for who in ("student", "teacher")]
+    h_C, d_C = scaled(token_table([int(counted.sum())], statistics(*pair)))
+    expected = case["expected"]["quadrants_at_cuts"]
+    for found_C, field in ((h_C, "h_hat"), (d_C, "delta_hat")):
+        assert_close(
+            found_C, torch.tensor(case["expected"]["normalised"]["batch"][field], dtype=torch.float64)[counted]
+        )
+    found = quadrants(h_C, d_C, cuts=(expected["h_hat_cut"], expected["delta_hat_cut"]))
+    assert found == pytest.approx(expected["shares"], abs=1e-12)
+
+
+def test_a_token_on_its_cut_is_low():
+    one = torch.tensor([0.5])
+    assert quadrants(one, one, cuts=(0.5, 0.5))["Q4"] == 1.0
+    assert quadrants(one, one, cuts=(0.5, 0.4))["Q3"] == 1.0
+    assert quadrants(one, one, cuts=(0.4, 0.5))["Q2"] == 1.0
+    assert quadrants(one, one, cuts=(0.4, 0.4))["Q1"] == 1.0
+
+
+def test_shares_of_no_tokens_are_not_a_number():
+    assert all(map(math.isnan, quadrants(torch.zeros(0), torch.zeros(0), cuts=(0.5, 0.5)).values()))
+
+
+def test_a_term_reports_what_it_keeps_and_how_much_divergence_stands_there():
+    table = token_table([4], {"reverse_kl": torch.tensor([1.0, 2.0, 3.0, 4.0])})
+    metrics = step_metrics(table, [torch.tensor([0.0, 0.0, 1.0, 0.5]), torch.ones(4)], [])
+    assert (metrics["term0/kept"], metrics["term0/divergence_kept"]) == (0.5, pytest.approx(0.7))
+    assert (metrics["term1/kept"], metrics["term1/divergence_kept"]) == (1.0, 1.0)
+    assert metrics["reverse_kl"] == 2.5
+
+
+def test_every_metric_of_a_step_is_documented():
+    metrics = step_metrics(random_table([3, 2]), [torch.ones(5)], [])
+    assert {name.replace("term0/", "term*/") for name in metrics} <= set(METRICS)
+    assert {"Q1", "gap", "gap_p99", "sampled_reverse_kl"} <= set(metrics)

@@ -1,0 +1,129 @@
+"""Prompts: what the model reads, which rows are dropped and counted, and in which order epochs give them."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from transformers import AutoTokenizer
+
+from opd.batch import Prompt
+from opd.config import Prompts
+from opd.errors import DataError
+from opd.prompts import PromptSet, load_prompts, render, stop_tokens
+
+TEMPLATE = "{% for m in messages %}{{ '<pad>' if m['role'] == 'system' else '<unk>' }}{{ m['content'] }}{% endfor %}"
+GENERATION = "{% if add_generation_prompt %}={% endif %}{{ note or '' }}"
+
+
+@pytest.fixture
+def tokenizer(toy: Path):
+    """The toy's tokenizer with roles that show: <pad> system, <unk> any other, and = where the model speaks."""
+    tokenizer = AutoTokenizer.from_pretrained(toy / "student")
+    tokenizer.chat_template = TEMPLATE + GENERATION
+    return tokenizer
+
+
+@pytest.fixture
+def data(tmp_path: Path):
+    """Rows → the path of a JSONL file that holds them."""
+
+    def write(*rows: dict) -> str:
+        path = tmp_path / "data.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return str(path)
+
+    return write
+
+
+def test_a_question_is_read_in_the_chat_template(tokenizer):
+    ids = render(
+        "1+2", tokenizer, instruction=",", system="0", template_settings={"note": "7"}
+    )  # what the model reads, up to where it begins to speak
+    assert tokenizer.decode(ids) == "<pad>0<unk>1+2,=7"
+    assert tokenizer.decode(render("1+2", tokenizer)) == "<unk>1+2="
+
+
+def test_chat_messages_keep_their_roles_and_the_last_takes_the_instruction(tokenizer):
+    messages = [{"role": "system", "content": "1"}, {"role": "user", "content": "2"}]
+    assert tokenizer.decode(render(messages, tokenizer, instruction=",")) == "<pad>1<unk>2,="
+    assert messages[1]["content"] == "2", "the data is left as it was"
+
+
+def test_other_columns_travel_with_the_prompt(tokenizer, data):
+    path = data({"question": "1+2", "solution": 3, "domain": "sums"})
+    (prompt,) = load_prompts(Prompts(path=path, answer="solution"), tokenizer).prompts
+    assert prompt.extra == {"solution": 3, "domain": "sums", "answer": "3"}
+    assert prompt.index == 0 and tokenizer.decode(prompt.token_ids) == "<unk>1+2="
+
+
+def test_without_an_answer_nothing_is_graded(tokenizer, data):
+    (prompt,) = load_prompts(Prompts(path=data({"question": "1"})), tokenizer).prompts
+    assert "answer" not in prompt.extra
+
+
+def test_answer_after_a_marker_takes_what_follows_the_last_one(tokenizer, data):
+    path = data({"question": "1", "answer": "2 #### 3\n#### 1,234 "})
+    (prompt,) = load_prompts(Prompts(path=path, answer="answer", answer_after="####"), tokenizer).prompts
+    assert prompt.extra["answer"] == "1,234"
+
+
+def test_too_long_and_duplicate_prompts_are_dropped_and_counted(tokenizer, data):
+    path = data(*({"question": q} for q in ("1", "12345", "2", "1", "1", "123456")))
+    found = load_prompts(Prompts(path=path, max_tokens=6), tokenizer)
+    assert [tokenizer.decode(p.token_ids) for p in found.prompts] == ["<unk>1=", "<unk>2="]
+    assert (found.too_long, found.duplicates) == (2, 2)
+    assert [p.index for p in found.prompts] == [0, 1]
+    assert len(load_prompts(Prompts(path=path, max_tokens=7), tokenizer).prompts) == 3, "max_tokens itself still fits"
+
+
+def test_parquet_reads_as_jsonl_does(tokenizer, data, tmp_path):
+    rows = [{"question": "1+2", "answer": "3"}, {"question": "3+4", "answer": "7"}]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "data.parquet")
+    by_name = [Prompts(path=path, answer="answer") for path in (data(*rows), str(tmp_path / "data.parquet"))]
+    first, second = (load_prompts(settings, tokenizer) for settings in by_name)
+    assert first == second and len(first.prompts) == 2
+
+
+def test_an_empty_parquet_file_says_so(tokenizer, tmp_path):
+    path = tmp_path / "data.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([], pyarrow.schema([("question", pyarrow.string())])), path)
+    with pytest.raises(DataError, match="no prompt is left"):
+        load_prompts(Prompts(path=str(path)), tokenizer)
+
+
+def numbered(total: int) -> PromptSet:
+    return PromptSet([Prompt(i, [i]) for i in range(total)], 0, 0)
+
+
+@pytest.mark.parametrize(("total", "count"), [(7, 3), (4, 4), (3, 8), (1, 2)])
+def test_each_epoch_is_a_permutation_and_none_is_lost_between(total, count):
+    prompts = numbered(total)
+    steps = [[p.index for p in prompts.of_step(step, count, seed=5)] for step in range(2 * total)]
+    assert all(len(step) == count for step in steps)
+    said = [index for step in steps for index in step]
+    epochs = [said[start : start + total] for start in range(0, len(said), total)]
+    assert all(sorted(epoch) == list(range(total)) for epoch in epochs)
+    assert len(epochs) == 2 * count and set(Counter(said).values()) == {2 * count}
+
+
+def test_order_depends_on_seed_and_epoch_alone():
+    prompts = numbered(50)
+    epoch = [p.index for p in prompts.of_step(0, 50, seed=0)]
+    assert epoch == [p.index for step in range(5) for p in prompts.of_step(step, 10, seed=0)]
+    assert epoch != [p.index for p in prompts.of_step(1, 50, seed=0)], "a new order each epoch"
+    assert epoch != [p.index for p in prompts.of_step(0, 50, seed=1)]
+    assert epoch != sorted(epoch)
+
+
+def test_stop_tokens_are_the_tokenizers_and_the_generation_configs(toy, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(toy / "student")
+    assert stop_tokens(tokenizer, str(toy / "student")) == [tokenizer.eos_token_id]
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [5, 1]}))
+    assert stop_tokens(tokenizer, str(tmp_path)) == [1, 5]
+    tokenizer.eos_token = None
+    (tmp_path / "generation_config.json").write_text("{}")
+    with pytest.raises(DataError, match="no end token"):
+        stop_tokens(tokenizer, str(tmp_path))

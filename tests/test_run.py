@@ -1,0 +1,131 @@
+"""The run folder: what it refuses, what it forgets on resume, and what a kill can't break."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+import opd.run
+from opd.config import Recipe, load_recipe, parse_recipe
+from opd.errors import RunError
+from opd.run import RunFolder, differences, environment, open_run, read_lines, write_atomic
+
+
+@pytest.fixture
+def recipe() -> Recipe:
+    return parse_recipe(
+        {
+            "student": {"model": "s"},
+            "teacher": {"model": "t"},
+            "prompts": {"path": "p.jsonl"},
+            "loss": [{"select": {"type": "soft_or"}, "objective": {"type": "reverse_kl"}}],
+        }
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path, recipe: Recipe) -> RunFolder:
+    folder = RunFolder(tmp_path / "runs/a")
+    folder.create(recipe)
+    return folder
+
+
+def test_differences_name_each_leaf():
+    before = {"a": 1, "b": {"c": 2, "d": [1, {"e": 3}]}, "same": (1, 2)}
+    after = {"a": 1, "b": {"c": 5, "d": [1, {"e": 4}]}, "same": (1, 2), "new": None, "other": 7}
+    assert differences(before, after) == ["b.c: 2 → 5", "b.d.1.e: 3 → 4", "other: None → 7"]
+    assert differences([1], [1, 2], "x") == ["x: [1] → [1, 2]"]
+    assert differences({"a": {"b": 1}}, {"a": None}) == ["a: {'b': 1} → None"]
+    assert differences(before, before) == []
+
+
+def test_a_new_run_is_only_named_not_made(tmp_path, recipe):
+    runs = tmp_path / "runs"
+    named = open_run(recipe, recipe_path="recipes/x/tip.yaml", name="mine", runs=runs, resume=False)
+    timed = open_run(recipe, recipe_path="recipes/x/tip.yaml", name=None, runs=runs, resume=False)
+    assert named.path == runs / "mine"
+    assert re.fullmatch(r"tip-\d{8}-\d{6}", timed.path.name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_run_is_refused(folder, recipe):
+    with pytest.raises(RunError, match="exists"):
+        open_run(recipe, recipe_path="r.yaml", name="a", runs=folder.path.parent, resume=False)
+    with pytest.raises(FileExistsError):
+        folder.create(recipe)
+
+
+def test_a_run_resumes_with_the_same_recipe_only(folder, recipe):
+    def resume(wanted: Recipe) -> RunFolder:
+        return open_run(wanted, recipe_path="r.yaml", name="a", runs=folder.path.parent, resume=True)
+
+    with pytest.raises(RunError, match="no checkpoint"):
+        resume(recipe)
+    (folder.checkpoints / "step-000002").mkdir(parents=True)
+    assert resume(recipe).path == folder.path
+    other = recipe.model_copy(update={"steps": 7})
+    with pytest.raises(RunError, match="steps: 200 → 7"):
+        resume(other)
+
+
+def test_the_stored_recipe_is_the_recipe(folder, recipe):
+    assert load_recipe(folder.path / "recipe.yaml") == recipe
+
+
+def test_metrics_are_cut_to_the_checkpoint(folder):
+    for step in range(1, 6):
+        folder.append_metrics({"step": step, "loss": 1 / step})
+    with (folder.path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "lo')
+    assert [line["step"] for line in folder.metrics()] == [1, 2, 3, 4, 5], "a torn last line is left out"
+    folder.cut_metrics(3)
+    lines = (folder.path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [{"step": n, "loss": 1 / n} for n in (1, 2, 3)]
+    folder.append_metrics({"step": 4, "loss": 0.5})
+    assert folder.metrics()[-1] == {"step": 4, "loss": 0.5}
+
+
+def test_cutting_forgets_rollouts_beyond_the_checkpoint_too(folder):
+    folder.rollouts.mkdir()
+    for step in (1, 2, 3):
+        (folder.rollouts / f"step-{step:06d}.jsonl").write_text("")
+    folder.cut_metrics(2)
+    assert sorted(p.name for p in folder.rollouts.iterdir()) == ["step-000001.jsonl", "step-000002.jsonl"]
+
+
+def test_lines_of_no_file_are_none(tmp_path):
+    assert read_lines(tmp_path / "none.jsonl") == []
+
+
+def test_a_score_is_kept_once_measured(folder):
+    assert folder.scores() == {}
+    folder.add_score("gsm8k", "teacher", {"score": 0.5, "n": 4})
+    folder.add_score("gsm8k", "student_start", {"score": 0.25})
+    assert folder.scores() == {"gsm8k": {"teacher": {"score": 0.5, "n": 4}, "student_start": {"score": 0.25}}}
+
+
+def test_a_write_that_is_killed_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "summary.json"
+    write_atomic(path, "old")
+    write_half = Path.write_text
+
+    def killed(self: Path, text: str, *args, **kwargs) -> None:
+        write_half(self, text[:1])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_text", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomic(path, "new")
+    assert path.read_text() == "old"
+    monkeypatch.undo()
+    write_atomic(path, "new")
+    assert path.read_text() == "new" and [p.name for p in tmp_path.iterdir()] == ["summary.json"]
+
+
+def test_the_environment_says_what_a_figure_must_carry(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["opd", "train", "a b.yaml"])
+    monkeypatch.setattr(opd.run, "PACKAGES", ("torch", "no-such-package"))
+    found = environment()
+    assert found["command"] == "opd train 'a b.yaml'"
+    assert list(found["versions"]) == ["torch"] and found["machine"] and found["python"].startswith("3.")
