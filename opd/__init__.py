@@ -1,0 +1,30 @@
+"""On-policy distillation of language models: the student samples, a teacher scores, the tokens that matter train.
+
+In reading order:
+
+    cli.py            the `opd` command: train, eval, doctor, schema
+    config.py         Recipe: a whole recipe as typed, validated data
+    train.py          builds the parts, runs the loop, evaluates, saves: read this first
+    step.py           one optimizer step: read this second
+    batch.py          Prompt → Rollout → Batch → TokenTable, TeacherScores, and the dimension dictionary
+    prompts.py        prompts from a hub data set or a local file, chat templates, stop tokens
+    rollout/          yields a step's rollouts; the engines vllm and transformers
+    rewards.py        the one grader: rewards in training and scores in eval/
+    selection/        which tokens train: one rule, one small file
+    packing.py        rollouts → micro-batches of a token budget; arithmetic on lengths
+    teacher/          a frozen model beside the student, and what must hold before step 1
+    student.py        one module whose forward runs backbone and head; weights and export
+    models.py         loading models, and what we need of one: backbone, head weights
+    head/             the tiled, selective lm_head: statistics, loss, cost; nothing else builds logits
+    objectives/       what a retained token pays: one objective, one small file
+    schedules.py      values that change with progress, resolved before a step
+    distributed.py    data ranks and DeepSpeed: start, gather, backward, update
+    checkpoint.py     atomic checkpoints
+    run.py            the run folder and what it refuses to overwrite
+    metrics.py        what a step says about itself, and the clock
+    report/           progress line, final table, plot, stored rollouts
+    doctor.py         everything that can be found wrong before a model loads
+    record.py         the base of everything that a recipe can hold
+    seeds.py          every random draw has a name
+    errors.py         errors that a user can mend: one line, no traceback
+"""

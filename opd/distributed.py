@@ -149,7 +149,7 @@ def world_size() -> int:
 
 
 def start(precision: str, *, max_grad_norm: float, trackers: list[str], folder: Path | None = None) -> Any:
-    """An Accelerator under DeepSpeed: the launcher's ZeRO stage, or stage 0 in one process without a launcher."""
+    """An Accelerator under DeepSpeed: the launcher's ZeRO stage, or stage 2 in one process without a launcher."""
     on_cuda = torch.cuda.is_available()
     if not on_cuda:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -161,13 +161,16 @@ def start(precision: str, *, max_grad_norm: float, trackers: list[str], folder: 
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
     launched = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true"
-    plugin = DeepSpeedPlugin() if launched else DeepSpeedPlugin(zero_stage=0)
+    plugin = DeepSpeedPlugin() if launched else DeepSpeedPlugin(zero_stage=2)
     plugin.deepspeed_config |= {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": max_grad_norm,
         "steps_per_print": 2**31,
     }
+    if precision == "bf16" and plugin.zero_stage > 0:
+        # Micro-batches add up in fp32; stage 0 knows only the weights' own dtype.
+        plugin.deepspeed_config["data_types"] = {"grad_accum_dtype": "fp32"}
     accelerator = Accelerator(
         deepspeed_plugin=plugin,
         mixed_precision="bf16" if precision == "bf16" else "no",

@@ -69,9 +69,10 @@ def check(recipe: Recipe, make_evaluation: MakeEvaluation) -> Checked:
     for config, model in zip(configs, (student.model, teacher.model), strict=True):
         check_context(recipe, config, model)
     prompts = load_prompts(recipe.prompts, tokenizer)
+    wanted = recipe.evaluate is not None, recipe.evaluate is not None and recipe.evaluate.teacher
     evaluations = [
-        make_evaluation(recipe.evaluate, own, recipe.prompts.chat_template_kwargs) if recipe.evaluate else None
-        for own in (tokenizer, teacher_tokenizer)
+        make_evaluation(recipe.evaluate, own, recipe.prompts.chat_template_kwargs) if asked else None
+        for own, asked in zip((tokenizer, teacher_tokenizer), wanted, strict=True)
     ]
     stop = stop_tokens(tokenizer, student.model, student.revision)
     return Checked(recipe, tokenizer, teacher_tokenizer, prompts, stop, *evaluations)

@@ -51,9 +51,8 @@ CLOCKED = ("time/", "memory/", "tokens_per_second")
 
 def step_metrics(table: TokenTable, weights: list[Tensor], rollouts: list[Rollout]) -> dict[str, float]:
     """The metrics that follow from the step's table, its terms' weights and its rollouts; the same on every rank."""
-    graded = table.reward_B[[i for i, r in enumerate(rollouts) if "answer" in r.extra]]
     metrics = {
-        "reward": _mean(graded),
+        "reward": _mean(table.reward_B[~table.reward_B.isnan()]),
         "tokens": float(len(table)),
         "length": _mean(table.length_B),
         "truncated": _mean(torch.tensor([r.finish == "length" for r in rollouts])),

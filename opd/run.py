@@ -51,6 +51,9 @@ class RunFolder:
         """Forget metrics and rollouts beyond a checkpoint's step; the resumed run writes them again."""
         lines = [line for line in self.metrics() if line["step"] <= steps]
         write_atomic(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+        for path in self.rollouts.glob("step-*.jsonl"):
+            if int(path.stem.removeprefix("step-")) > steps:
+                path.unlink()
 
     def scores(self) -> dict[str, Any]:
         """Scores so far: {task: {teacher | student_start | student_end | step_N: {score, stderr, n}}}."""

@@ -7,6 +7,7 @@ rank; so no result depends on micro-batches or on how many ranks share the work.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -36,7 +37,7 @@ class Run:
     teacher: Teacher
     ranks: Ranks
     layout: Layout
-    grade: Grade
+    grade: Grade | None
     clock: Clock
 
 
@@ -97,7 +98,9 @@ def needed(recipe: Recipe, index: int) -> frozenset[str]:
 
 
 def rewards(run: Run, rollouts: list[Rollout]) -> Tensor:
-    """Each rollout's reward, [B]; graded once, shared by all ranks."""
+    """Each rollout's reward, [B], graded once and shared by all ranks; NaN where there is no verifier."""
+    if run.grade is None:
+        return torch.full((len(rollouts),), math.nan)
     mine = [run.grade(r) if i % run.ranks.count == run.ranks.index else 0.0 for i, r in enumerate(rollouts)]
     return run.ranks.sum(torch.tensor(mine))
 

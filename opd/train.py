@@ -27,7 +27,7 @@ from opd.rollout.engine import RolloutEngine, Sampling
 from opd.rollout.source import Source, live, read_rollouts, recorded, start_engine, write_rollouts
 from opd.run import RunFolder, environment
 from opd.schedules import learning_rate
-from opd.step import Outcome, Run, divergences, step
+from opd.step import Grade, Outcome, Run, divergences, step
 from opd.student import Student
 from opd.teacher.check import check_self_distillation
 from opd.teacher.local import LocalTeacher
@@ -139,12 +139,12 @@ def optimizer_for(student: Student, checked: Checked) -> torch.optim.Optimizer:
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=settings.lr, betas=settings.betas)
 
 
-def grader(checked: Checked):
-    """Rollout → reward: the one grader where the data has an answer, else 0."""
+def grader(checked: Checked) -> Grade | None:
+    """Rollout → reward by the one grader, where the recipe names the answers' column."""
+    if checked.recipe.prompts.answer is None:
+        return None
 
     def graded(rollout: Rollout) -> float:
-        if checked.recipe.prompts.answer is None:
-            return 0.0
         text = checked.tokenizer.decode(rollout.completion, skip_special_tokens=True)
         return grade(text, rollout.extra["answer"])
 

@@ -306,6 +306,11 @@ def test_more_ranks_than_prompts_are_refused(command, recipe, refused, monkeypat
     contains(refused(command, write(recipe)), "8 data ranks", "prompts_per_step 2", "to 8 or more")
 
 
+def test_as_many_ranks_as_prompts_pass(recipe, ended, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert ended("doctor", write(recipe))[0] == 0
+
+
 @BOTH
 def test_vllm_that_is_not_installed_is_named(command, recipe, refused, monkeypatch):
     import importlib.util

@@ -7,7 +7,8 @@ from eval.tasks.base import Problem, Task
 from opd.config import Prompts
 from opd.prompts import load_rows
 
-SOURCE = {"dataset": "openai/gsm8k", "name": "main", "split": "test"}
+REVISION = "e53f048856ff4f594e959d75785d2c2d37b678ee"
+SOURCE = {"dataset": "openai/gsm8k", "name": "main", "split": "test", "revision": REVISION}
 FILE = "gsm8k_test.jsonl"
 
 

@@ -1,7 +1,7 @@
 """What the head costs: rows a tile, peak extra memory. A test holds the engine to the formula."""
 
 LIVE_TILES = 9
-"""[n, V] tensors alive at once at the worst moment of a tile: logits, both log-probs, slope, and an objective's five."""
+"""[n, V] tensors alive at once at the worst moment of a tile: logits, both log-probs, slope, an objective's five."""
 
 
 def tile_rows(vocabulary: int, *, itemsize: int, tile_bytes: int) -> int:

@@ -45,6 +45,7 @@ class VLLMEngine(RolloutEngine):
                 seed=ranks.index,
                 distributed_executor_backend="external_launcher" if ranks.initialized else None,
                 disable_log_stats=True,
+                use_tqdm_on_load=False,
                 **_device_settings(settings),
             )
         except Exception as error:

@@ -8,9 +8,9 @@ import torch
 
 from opd.batch import TokenTable
 from opd.head.statistics import STATISTICS
+from opd.seeds import generator_for
 from opd.selection import SELECTORS
 from opd.selection.base import ScoreSelector, kept_count
-from opd.seeds import generator_for
 from tests.build import draw, random_table, states, statistics, token_table
 from tests.oracle import assert_close, both_precisions, cases
 

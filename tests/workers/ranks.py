@@ -58,9 +58,13 @@ def nonfinite(trainer: Trainer, ranks: Ranks, precision: str, folder: Path) -> N
     """A step that only rank 1's (or the only rank's) micro-batch poisons, between two sound ones."""
     run = cases.run(cases.recipe("all", token_budget=64), trainer=trainer, dtype=DTYPES[precision], ranks=ranks)
     found = {}
-    for index, kind in enumerate(["sound", "loss", "gradient", "sound"]):
+    for index, kind in enumerate(["sound", "loss", "gradient", "sound", "sound"]):
+        if index == 1:
+            trainer.save(folder / "after-0")
+        if index == 4:  # the last step once more, without the poisoned ones before it
+            trainer.load(folder / "after-0")
         poison(trainer, kind if ranks.index == ranks.count - 1 else "sound")
-        outcome = step(run, cases.rollouts(index), index, 1e-3)
+        outcome = step(run, cases.rollouts(min(index, 3)), min(index, 3), 1e-3)
         found[index] = {"skipped": outcome.skipped, "weights": weights(trainer)}
     if ranks.is_main:
         torch.save(found, folder / "nonfinite.pt")

@@ -1,0 +1,98 @@
+"""Where rollouts come from: a file that reads as it was written, recorded steps, and the request to a live engine."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+from opd.batch import Prompt, Rollout
+from opd.distributed import Ranks
+from opd.errors import DataError
+from opd.rollout.engine import RolloutEngine, Sampling
+from opd.rollout.settings import RolloutSettings
+from opd.rollout.source import engine_type, live, read_rollouts, recorded, step_file, write_rollouts
+from opd.rollout.transformers import draw
+
+ROLLOUTS = [
+    Rollout([1, 15, 9, 4, 2], [False] * 3 + [True] * 2, [-0.1, -1.0 / 3], [3, 4], "stop", 0, {"answer": "é", "n": 1}),
+    Rollout([1, 7], [False, False], [], [], "error", 1),
+]
+
+
+def test_a_file_reads_as_it_was_written(tmp_path: Path):
+    path = tmp_path / "made" / "on" / "the way.jsonl"
+    write_rollouts(path, ROLLOUTS)
+    assert read_rollouts(path) == ROLLOUTS
+    assert path.read_text().count("\n") == 2
+
+
+def test_what_more_is_said_about_each_is_left_out_again(tmp_path: Path):
+    path = tmp_path / "r.jsonl"
+    write_rollouts(path, ROLLOUTS, [{"text": "a", "weights": [1, 0]}, {"text": ""}])
+    assert [json.loads(line)["text"] for line in path.read_text().splitlines()] == ["a", ""]
+    assert read_rollouts(path) == ROLLOUTS
+    with pytest.raises(ValueError, match="zip"):
+        write_rollouts(path, ROLLOUTS, [{}])
+
+
+def test_recorded_steps_are_read_one_by_one(tmp_path: Path):
+    for step in range(2):
+        write_rollouts(step_file(tmp_path, step), ROLLOUTS[step : step + 1])
+    assert step_file(tmp_path, 0).name == "step-000001.jsonl"
+    source = recorded(tmp_path)
+    assert [source(0), source(1), source(0)] == [ROLLOUTS[:1], ROLLOUTS[1:], ROLLOUTS[:1]]
+    with pytest.raises(DataError, match=r"no recorded rollouts at '.*step-000003.jsonl'; record as many"):
+        source(2)
+
+
+class Engine(RolloutEngine):
+    """Remembers what it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__(Ranks())
+        self.asked: list[tuple[list[Prompt], Sampling]] = []
+
+    def generate(self, prompts, sampling):
+        self.asked.append((prompts, sampling))
+        return ROLLOUTS
+
+
+@pytest.mark.parametrize(("seeded", "key"), [(None, ("rollout", 7, 3)), (True, ("rollout", 7, 3)), (False, None)])
+def test_a_live_step_asks_for_its_prompts_keyed_by_run_and_step(seeded, key, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    engine, prompts = Engine(), {3: [Prompt(0, [1])]}
+    settings = RolloutSettings(samples_per_prompt=5, max_new_tokens=9, temperature=0.7, seeded=seeded)
+    source = live(engine, prompts.__getitem__, settings, seed=7)
+    assert source(3) == ROLLOUTS
+    assert engine.asked == [(prompts[3], Sampling(5, 9, 0.7, key))]
+
+
+def test_auto_takes_vllm_where_it_is_installed(monkeypatch):
+    for found, engine in ((object(), "vllm"), (None, "transformers")):
+        monkeypatch.setattr("importlib.util.find_spec", lambda name, found=found: found)
+        assert engine_type(RolloutSettings()) == engine
+        assert engine_type(RolloutSettings(type="vllm")) == "vllm"
+
+
+def generators(count: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(i) for i in range(count)]
+
+
+def test_a_draw_follows_the_distribution_at_its_temperature():
+    logits_V = torch.tensor([0.0, 1.0, 2.0, -torch.inf])
+    token_B, logprob_B = draw(logits_V.expand(6000, 4), 2.0, generators(6000))
+    p_V = torch.softmax(logits_V / 2.0, -1)
+    counts = Counter(token_B.tolist())
+    for token in range(4):
+        assert counts[token] / 6000 == pytest.approx(p_V[token].item(), abs=0.03)
+    torch.testing.assert_close(logprob_B, p_V.log()[token_B])
+
+
+def test_temperature_0_is_greedy_and_a_draw_is_its_generators_own():
+    logits_BV = torch.randn(8, 5, generator=torch.Generator().manual_seed(0))
+    assert draw(logits_BV, 0.0, generators(8))[0].tolist() == logits_BV.argmax(-1).tolist()
+    together = draw(logits_BV, 1.0, generators(8))[0]
+    alone = [draw(logits_BV[i : i + 1], 1.0, generators(8)[i : i + 1])[0].item() for i in range(8)]
+    assert together.tolist() == alone

@@ -1,0 +1,148 @@
+"""The seams of the architecture, walked over the source: who imports whom, what is documented, how wide a call is."""
+
+import ast
+import math
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+import torch
+
+from opd.batch import Rollout, token_table
+from opd.head.statistics import STATISTICS
+from opd.metrics import METRICS, Clock, step_metrics
+
+ROOT = Path(__file__).resolve().parents[1]
+FILES = sorted(p for folder in ("opd", "eval") for p in (ROOT / folder).rglob("*.py"))
+TREES = {p: ast.parse(p.read_text()) for p in FILES}
+MATHEMATICS = ("opd/head/", "opd/objectives/", "opd/selection/", "opd/packing.py", "opd/seeds.py")
+ENGINES = ("transformers", "vllm", "deepspeed", "accelerate", "torch.distributed")
+MACHINERY = tuple(f"opd.{m}" for m in ("models", "student", "distributed", "rollout", "teacher", "train"))
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def module(path: Path) -> str:
+    return name(path).removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+MODULES = {module(p): p for p in FILES}
+
+
+def imports(path: Path, *, top: bool = False) -> set[str]:
+    """Full names of all that a file imports; only what runs when it is imported, with `top`."""
+    nodes = TREES[path].body if top else ast.walk(TREES[path])
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name(path)}: write `from opd.x import …`, not a relative import"
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def reached(path: Path) -> set[str]:
+    """All that comes in when the file is imported: its own imports, and those of our modules below it."""
+    found, seen, waiting = imports(path), {path}, [path]
+    while waiting:
+        for imported in imports(waiting.pop(), top=True):
+            found.add(imported)
+            if (inner := MODULES.get(imported)) and inner not in seen:
+                seen.add(inner)
+                waiting.append(inner)
+    return found
+
+
+def within(imported: str, packages: tuple[str, ...]) -> bool:
+    return any(imported == package or imported.startswith(f"{package}.") for package in packages)
+
+
+def test_opd_never_imports_eval_but_for_the_command_line():
+    guilty = {name(p) for p in FILES if name(p).startswith("opd/") and any(within(i, ("eval",)) for i in imports(p))}
+    assert guilty == {"opd/cli.py"}
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if name(p).startswith(MATHEMATICS)], ids=name)
+def test_mathematics_imports_no_model_engine_or_process_group(path):
+    assert {i for i in imports(path) if within(i, ENGINES + MACHINERY)} == set()
+    assert {i for i in reached(path) if within(i, ENGINES + MACHINERY)} == set(), "through another module"
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if name(p).startswith("opd/rollout/")], ids=name)
+def test_engines_never_import_mathematics(path):
+    assert {i for i in imports(path) if within(i, ("opd.head", "opd.objectives", "opd.selection"))} == set()
+
+
+def test_the_walk_finds_what_it_should():
+    step = ROOT / "opd/step.py"
+    assert "opd.distributed" in imports(step) and "torch" in imports(step)
+    assert any(within(i, ("torch.distributed",)) for i in reached(step)), "through opd.distributed"
+
+
+def public(tree: ast.AST) -> Iterator[ast.ClassDef | Function]:
+    """Public classes and functions of a module."""
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef | Function) and not node.name.startswith("_"):
+            yield node
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_everything_public_has_a_docstring(path):
+    tree = TREES[path]
+    assert ast.get_docstring(tree), f"{name(path)} says nothing about itself"
+    assert [node.name for node in public(tree) if not ast.get_docstring(node)] == []
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_no_function_takes_more_than_eight_parameters(path):
+    def count(node: Function) -> int:
+        a = node.args
+        names = [x.arg for x in [*a.posonlyargs, *a.args, *a.kwonlyargs, *filter(None, (a.vararg, a.kwarg))]]
+        return len([n for n in names if n not in ("self", "cls", "ctx")])
+
+    wide = {n.name: count(n) for n in ast.walk(TREES[path]) if isinstance(n, Function) and count(n) > 8}
+    assert wide == {}
+
+
+def documented(key: str) -> bool:
+    return any(fnmatch(key, pattern) for pattern in METRICS)
+
+
+def test_every_metric_of_a_step_is_documented():
+    rollouts = [
+        Rollout([1, 2, 3], [False, True, True], [-0.5, -0.25], [0, 0], "stop", 0, {"answer": "3"}),
+        Rollout([1, 2], [False, True], [-1.0], [0], "length", 1, {}),
+    ]
+    columns = {statistic: torch.tensor([0.5, 0.25, 1.0]) for statistic in STATISTICS}
+    table = token_table(rollouts, columns, torch.tensor([1.0, math.nan]))
+    weights = [torch.tensor([1.0, 0.0, 1.0]), torch.zeros(3)]
+    metrics = step_metrics(table, weights, rollouts)
+    assert {"reward", "term0/kept", "term1/divergence_kept", "gap_p99", "Q4", "forward_kl"} <= metrics.keys()
+    clock = Clock()
+    with clock("step"), clock("generate"):
+        pass
+    metrics |= clock.take()
+    assert [key for key in metrics if not documented(key)] == []
+
+
+def test_every_row_of_the_table_has_a_meaning():
+    assert all(meaning.strip() and isinstance(unit, str) for unit, meaning in METRICS.values())
+
+
+def test_every_metric_that_the_step_names_itself_is_documented():
+    """The literal keys of the dictionaries that `step` and `log_step` add."""
+    keys = set()
+    for file, function in (("opd/step.py", "step"), ("opd/train.py", "log_step")):
+        node = next(n for n in TREES[ROOT / file].body if isinstance(n, Function) and n.name == function)
+        for inner in ast.walk(node):
+            if isinstance(inner, ast.AugAssign) and isinstance(inner.value, ast.Dict):
+                keys |= {k.value for k in inner.value.keys if isinstance(k, ast.Constant)}
+            if isinstance(inner, ast.Call) and getattr(inner.func, "attr", "") == "update":
+                keys |= {k.arg for k in inner.keywords if k.arg}
+    assert "lr" in keys
+    assert [key for key in sorted(keys) if not documented(key) and key != "step"] == []

@@ -1,0 +1,35 @@
+"""The README and opd's docstring speak of the files that are there."""
+
+import re
+from pathlib import Path
+
+import opd
+from opd.metrics import METRICS
+
+ROOT = Path(__file__).parent.parent
+
+
+def readme() -> str:
+    return (ROOT / "README.md").read_text()
+
+
+def test_opds_docstring_lists_each_of_its_parts_once():
+    listed = re.findall(r"^    (\S+?)/? {2,}\S", opd.__doc__, re.M)
+    there = {p.name for p in (ROOT / "opd").iterdir() if not p.name.startswith("__")}
+    assert sorted(listed) == sorted(there)
+
+
+def test_the_readmes_tree_is_opds_docstring_and_names_every_top_level_part():
+    tree = re.search(r"## The tree\n\n```\n(.*?)```", readme(), re.S).group(1)
+    lines = [line.strip() for line in tree.splitlines()]
+    for line in opd.__doc__.splitlines():
+        if line.startswith("    "):
+            assert line.strip() in lines
+    for path in ROOT.iterdir():
+        if path.is_dir() and not path.name.startswith((".", "__")) and not path.name.endswith("egg-info"):
+            assert path.name == "runs" or any(line.startswith(f"{path.name}/") for line in lines), path.name
+
+
+def test_the_readme_has_a_row_for_each_metric():
+    for name, (unit, meaning) in METRICS.items():
+        assert f"| `{name}` | {unit} | {meaning} |" in readme()
