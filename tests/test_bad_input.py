@@ -86,11 +86,12 @@ OVERRIDES = {
 
 @pytest.fixture(autouse=True)
 def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever loads a model or starts an engine fails the test."""
+    """Whoever starts processes or an engine, or loads a model, fails the test."""
 
     def fail(*_: Any, **__: Any) -> None:
         raise AssertionError("a model was loaded")
 
+    monkeypatch.setattr("opd.distributed.start", fail)
     monkeypatch.setattr("opd.models.load_model", fail)
     monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", fail)
     monkeypatch.setattr("opd.rollout.source.start_engine", fail)
@@ -277,6 +278,14 @@ def test_a_tokenizer_without_chat_template_is_refused(command, recipe, refused, 
     student = copied(toy, "student")
     (student / "chat_template.jinja").unlink()
     contains(refused(command, write(recipe), f"student.model={student}"), "other-student", "no chat template")
+
+
+def test_a_teacher_needs_a_chat_template_only_where_it_is_scored(recipe, ended, refused, toy):
+    teacher = copied(toy, "teacher")
+    (teacher / "chat_template.jinja").unlink()
+    scored = ["doctor", write(recipe), f"teacher.model={teacher}", "evaluate={task: arithmetic, problems: 4}"]
+    contains(refused(*scored), "other-teacher", "no chat template")
+    assert ended(*scored, "evaluate.teacher=false")[0] == 0
 
 
 @BOTH

@@ -133,3 +133,12 @@ def test_rollouts_of_a_micro_batch_never_see_one_another(llama, layout, seed):
 @torch.no_grad()
 def test_an_empty_micro_batch_runs_through_a_model(llama):
     assert trained_states(backbone(llama), lay_out([], [], layout="rows")).shape == (0, 16)
+
+
+@both_layouts
+@pytest.mark.parametrize("seed", range(5))
+def test_rollouts_of_like_length_share_a_micro_batch(seed, layout):
+    lengths = random_lengths(seed)
+    for share in pack(lengths, token_budget=100, ranks=2, layout=layout):
+        own = [lengths[i] for batch in share for i in batch]
+        assert own == sorted(own, reverse=True)

@@ -92,3 +92,11 @@ def test_junk_is_0_and_never_raises_or_hangs(case):
 def test_a_long_answer_is_still_equal_as_text():
     text = "a" * 1_000
     assert grade(rf"\boxed{{{text}}}", text) == 1.0
+
+
+def test_a_long_answer_is_not_read_as_mathematics(monkeypatch):
+    def slow(*_: object, **__: object) -> None:
+        raise AssertionError("a long answer was parsed")
+
+    monkeypatch.setattr("opd.rewards.parse", slow)
+    assert grade(r"\boxed{" + "1+" * 1_000 + "1}", "1001") == 0.0

@@ -6,7 +6,7 @@
     DIR/train.jsonl  test.jsonl  columns question and answer; no held-out sum is trained on, by either model or later
     DIR/scores.json              exact match of both on the held-out problems, greedy
 
-Both learn worked additions (eval/tasks/arithmetic.py) from scratch in about a minute and a half on two CPU cores.
+Both learn worked additions (eval/tasks/arithmetic.py) from scratch in about a minute and a half on two idle CPU cores.
 What the pupil is taught forgets most carries: it knows the form of an answer and makes one systematic mistake, which a
 teacher can correct token by token. A finished folder is reused; an unfinished one never gets the folder's name.
 """
@@ -123,7 +123,7 @@ def taught(learner: Learner, tokenizer: PreTrainedTokenizerFast, *, seed: int, n
 
 
 def config(learner: Learner, tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
-    """A small Llama; narrow layers start wider than the default 0.02, or the first steps teach them little."""
+    """A small Llama; its weights start at 0.5/√width (0.04 to 0.05 here), as 0.02 is meant for much wider layers."""
     return LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=learner.width,

@@ -192,3 +192,12 @@ def test_a_random_share_is_uniform():
     streams = (torch.Generator().manual_seed(seed) for seed in range(draws))
     found_L = sum(SELECTORS["random"](keep=0.25).weights(table, lambda _, g=g: g) for g in streams) / draws
     assert (found_L - 0.25).abs().max() < 4.5 * math.sqrt(0.25 * 0.75 / draws)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_least_sure_and_the_most_disagreeing_token_tie_at_exactly_1(seed):
+    """Where a + b − ab would leave the order to rounding."""
+    table = random_table([50], seed)
+    columns = {name: table[name].float() for name in ("student_entropy", "reverse_kl")}
+    weight_C = SELECTORS["soft_or"](choose="gate", clip=1.0).weights(table.with_statistics(columns), draw)
+    assert all(weight_C[column.argmax()] == 1 for column in columns.values()) and weight_C.max() == 1
