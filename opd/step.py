@@ -19,7 +19,7 @@ from opd.config import Recipe, Term
 from opd.distributed import Ranks, Trainer
 from opd.head.loss import Payment
 from opd.head.statistics import STATISTICS
-from opd.metrics import Clock, step_metrics
+from opd.metrics import Clock, Metrics, step_metrics
 from opd.packing import Layout, lay_out, pack
 from opd.seeds import generator_for
 from opd.student import Statistics
@@ -45,7 +45,7 @@ class Run:
 class Outcome:
     """What a step leaves behind: metrics, and for the record its table and each term's weights."""
 
-    metrics: dict[str, float]
+    metrics: Metrics
     table: TokenTable
     weights: list[Tensor]
     skipped: bool

@@ -29,7 +29,7 @@ from opd.run import RunFolder, environment
 from opd.schedules import learning_rate
 from opd.step import Grade, Outcome, Run, divergences, step
 from opd.student import Student
-from opd.teacher.check import check_self_distillation
+from opd.teacher.check import check_head, check_self_distillation
 from opd.teacher.local import LocalTeacher
 
 
@@ -91,7 +91,9 @@ def build(checked: Checked, folder: RunFolder, *, resume: bool) -> Parts:
         layout = "packed" if recipe.student.attention == "flash_attention_2" else "rows"
         dtype = DTYPES[recipe.precision]
         loading = {"dtype": dtype, "attention": recipe.teacher.attention, "revision": recipe.teacher.revision}
-        teacher = LocalTeacher(load_model(recipe.teacher.model, **loading).to(ranks.device).requires_grad_(False))
+        model = load_model(recipe.teacher.model, **loading).to(ranks.device).eval().requires_grad_(False)
+        check_head(model, checked.prompts.prompts[0], recipe.teacher.model)
+        teacher = LocalTeacher(model)
         student = load_student(checked, ranks)
         check_self_distillation(student, checked.prompts.prompts[:4], layout)
         trainer = distributed.Trainer(accelerator, student, optimizer_for(student, checked))
@@ -121,9 +123,10 @@ def load_student(checked: Checked, ranks: distributed.Ranks) -> Student:
     recipe = checked.recipe
     spec = recipe.student
     model = load_model(spec.model, dtype=DTYPES[recipe.precision], attention=spec.attention, revision=spec.revision)
+    check_head(model, checked.prompts.prompts[0], spec.model)
+    temperatures = (recipe.loss_temperature, recipe.rollout.temperature)
     if spec.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    temperatures = (recipe.loss_temperature, recipe.rollout.temperature)
     student = Student(model, tokens=len(checked.tokenizer), temperatures=temperatures, tile_mib=recipe.tile_mib)
     return student.to(ranks.device)
 

@@ -126,5 +126,3 @@ def relative_error(got: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
     """Largest ‖got − expected‖ / ‖expected‖ over parameters."""
     assert got.keys() == expected.keys()
     return max(float((got[k] - v).norm() / v.norm().clamp_min(1e-12)) for k, v in expected.items())
-
-

@@ -25,8 +25,7 @@ def accelerate(tmp: Path, *command: str, ranks: int, stage: int, timeout: int = 
     config.write_text(json.dumps(settings))
     launch = ["-m", "accelerate.commands.launch", "--use_deepspeed", "--deepspeed_config_file", str(config)]
     return subprocess.run(
-        [sys.executable, *launch, "--num_processes", str(ranks), "--num_machines", "1", "--main_process_port", "0"]
-        + ["-m", *command],
+        [sys.executable, *launch, "--num_processes", str(ranks), "--main_process_port", "0", "-m", *command],
         cwd=ROOT,
         env=environment(),
         capture_output=True,

@@ -84,10 +84,7 @@ def test_the_example_of_the_architecture_parses(path):
         "loss.0.select.choose=sample",
         *(f"loss.0.select={{type: {name}}}" for name in SELECTORS),
         *(f"loss.0.objective={{type: {name}}}" for name in OBJECTIVES),
-        pytest.param(
-            "loss.0.select={type: entropy, choose: gate}",
-            marks=pytest.mark.xfail(reason="selection/base.py refuses the written-out defaults of keep and per"),
-        ),
+        "loss.0.select={type: entropy, choose: gate}",
     ],
 )
 def test_a_resolved_recipe_reads_as_itself(override, path):

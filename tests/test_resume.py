@@ -39,10 +39,8 @@ def command(toy: Path, runs: Path, name: str, *more: str) -> list[str]:
         "evaluate.teacher": "false",
     }
     given = [f"{key}={value}" for key, value in overrides.items()]
-    return [sys.executable, "-m", "opd", "train", "recipes/quickstart/quickstart.yaml", *given] + [
-        *("--runs", str(runs), "--name", name),
-        *more,
-    ]
+    recipe = "recipes/quickstart/quickstart.yaml"
+    return [sys.executable, "-m", "opd", "train", recipe, *given, "--runs", str(runs), "--name", name, *more]
 
 
 def finished(toy: Path, runs: Path, name: str, *more: str) -> None:

@@ -10,9 +10,10 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
+from opd.metrics import Metrics
 from opd.run import RunFolder
 
-Lines = list[dict[str, float]]
+Lines = list[Metrics]
 
 
 def plot_run(folder: RunFolder, metrics: Lines, scores: dict[str, Any]) -> None:

@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
+from opd.metrics import Metrics
+
 LINES = 10
 """Plain lines in all, where the output is not a terminal."""
 
@@ -36,7 +38,7 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         self.bar.stop()
 
-    def show(self, step: int, metrics: dict[str, float]) -> None:
+    def show(self, step: int, metrics: Metrics) -> None:
         """The step's line."""
         line = describe(metrics)
         self.bar.update(self.task, completed=step, description=line)
@@ -45,7 +47,7 @@ class Progress:
             self.console.print(f"step {step}/{self.steps}  {line}", highlight=False)
 
 
-def describe(metrics: dict[str, float]) -> str:
+def describe(metrics: Metrics) -> str:
     """The metrics that one watches, in one line."""
     shown = {"loss": ".4f", "term0/kept": ".0%", "reward": ".1%", "tokens_per_second": ",.0f"}
     names = {"term0/kept": "kept", "tokens_per_second": "tokens/s"}

@@ -61,7 +61,7 @@ def write_rollouts(path: Path, rollouts: list[Rollout], more: list[dict] | None 
     """One JSON line a rollout, with whatever `more` says about each."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = zip(rollouts, more or [{}] * len(rollouts), strict=True)
-    path.write_text("".join(json.dumps(asdict(r) | extra) + "\n" for r, extra in rows))
+    path.write_text("".join(json.dumps(asdict(r) | extra, default=str) + "\n" for r, extra in rows))
 
 
 def engine_type(settings: RolloutSettings) -> str:

@@ -61,7 +61,8 @@ class ScoreSelector(TokenSelector):
 
     @model_validator(mode="after")
     def _gate_keeps_all(self) -> ScoreSelector:
-        if self.choose == "gate" and self.model_fields_set & {"keep", "per"}:
+        fields = type(self).model_fields
+        if self.choose == "gate" and any(getattr(self, name) != fields[name].default for name in ("keep", "per")):
             raise ValueError(
                 "choose: gate weighs every token by its score; 'keep' and 'per' have no effect, remove them"
             )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from opd.batch import Prompt, Rollout
 from opd.errors import ModelError
 from opd.head.loss import Payment
+from opd.models import backbone, head_weights
 from opd.objectives import OBJECTIVES
 from opd.packing import Layout, lay_out
 from opd.student import Student
@@ -34,6 +35,22 @@ def check_vocabularies(tokens: int, *, student: int, teacher: int) -> None:
                 f"the {name}'s vocabulary of {size} is smaller than its tokenizer's {tokens} tokens; "
                 "mend the model folder"
             )
+
+
+def check_head(model: PreTrainedModel, prompt: Prompt, name: str) -> None:
+    """ModelError if our reading of the model's head (bias, cap, scale) does not give the model's own logits."""
+    ids = torch.tensor([prompt.token_ids[:8]], device=model.device)
+    linear = model.get_output_embeddings()
+    with torch.no_grad():
+        expected_TV = model(ids, use_cache=False).logits[0].float()
+        hidden_TH = backbone(model)(ids, use_cache=False).last_hidden_state[0]
+        logits_TV = head_weights(linear.weight, linear.bias, model.config).logits(hidden_TH).float()
+    error = float((logits_TV - expected_TV).norm() / expected_TV.norm().clamp_min(1e-12))
+    if not error < 0.02:
+        raise ModelError(
+            f"{name!r}: hidden states and lm_head give other logits than the model (relative error {error:.2g}): "
+            "this architecture's head is not understood; please report the model"
+        )
 
 
 def self_distillation_loss(student: Student, prompts: list[Prompt], layout: Layout) -> float:

@@ -49,7 +49,12 @@ def gradients(trainer: Trainer, ranks: Ranks, precision: str, folder: Path) -> N
                 cases.recipe(name, token_budget=budget), trainer=trainer, dtype=DTYPES[precision], ranks=ranks
             )
             outcome = step(run, cases.rollouts(), 0, 0.0)
-            found = {"loss": outcome.metrics["loss"], "grads": grads, "head_is_whole": whole, "weights": outcome.weights}
+            found = {
+                "loss": outcome.metrics["loss"],
+                "grads": grads,
+                "head_is_whole": whole,
+                "weights": outcome.weights,
+            }
             if ranks.is_main:
                 torch.save(found, folder / f"{name}-{budget}.pt")
 
