@@ -282,8 +282,9 @@ def finish(parts: Parts) -> dict[str, Any]:
         folder.write_summary(summary)
         plot_run(folder, metrics, summary["scores"])
         print_summary(folder, summary)
-    run.ranks.barrier()
+    for tracker in parts.accelerator.trackers:
+        tracker.finish()
     if parts.engine is not None:
         parts.engine.close()
-    parts.accelerator.end_training()
+    distributed.leave(run.ranks)
     return summary

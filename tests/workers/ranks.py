@@ -108,6 +108,6 @@ def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
 
 if __name__ == "__main__":
     task, precision, folder = sys.argv[1], sys.argv[2], Path(sys.argv[3])
-    {"gradients": gradients, "nonfinite": nonfinite}[task](*start(precision), precision, folder)
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    trainer, ranks = start(precision)
+    {"gradients": gradients, "nonfinite": nonfinite}[task](trainer, ranks, precision, folder)
+    distributed.leave(ranks)
