@@ -202,7 +202,7 @@ class Recipe(Record):
     """Prompts of one optimizer step, over all ranks; times `rollout.samples_per_prompt` rollouts."""
     token_budget: PositiveInt = 16384
     """Tokens of a micro-batch, prompts and padding included: memory and speed, never the result."""
-    tile_mib: PositiveInt = 64
+    tile_mib: PositiveInt = 256
     """Working memory of the loss head in MiB: speed, never the result."""
     precision: Literal["bf16", "fp32", "fp64"] = "bf16"
     """bf16 trains with fp32 master weights; fp64 exists for reference tests."""

@@ -172,7 +172,7 @@ def world_size() -> int:
 
 
 def start(precision: str, *, max_grad_norm: float, trackers: list[str], folder: Path | None = None) -> Any:
-    """An Accelerator under DeepSpeed: the launcher's ZeRO stage, or stage 2 in one process without a launcher."""
+    """An Accelerator under DeepSpeed: the launcher's ZeRO stage, or stage 1 in one process without a launcher."""
     on_cuda = torch.cuda.is_available()
     if not on_cuda:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -184,7 +184,7 @@ def start(precision: str, *, max_grad_norm: float, trackers: list[str], folder: 
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
     launched = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true"
-    plugin = DeepSpeedPlugin() if launched else DeepSpeedPlugin(zero_stage=2)
+    plugin = DeepSpeedPlugin() if launched else DeepSpeedPlugin(zero_stage=1)
     plugin.deepspeed_config |= {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
