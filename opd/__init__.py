@@ -4,6 +4,7 @@ In reading order:
 
     cli.py            the `opd` command: train, eval, doctor, schema
     config.py         Recipe: a whole recipe as typed, validated data
+    recipe_text.py    a recipe from YAML and overrides, one-line complaints, the lines of `opd schema`
     train.py          builds the parts, runs the loop, evaluates, saves: read this first
     step.py           one optimizer step: read this second
     batch.py          Prompt → Rollout → Batch → TokenTable, TeacherScores, and the dimension dictionary

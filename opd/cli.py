@@ -41,7 +41,7 @@ def train(
     ] = False,
 ) -> None:
     """Distil: the student learns from the teacher on its own rollouts."""
-    from opd.config import load_recipe
+    from opd.recipe_text import load_recipe
     from opd.run import open_run
 
     wanted = load_recipe(recipe, overrides)
@@ -59,8 +59,8 @@ def train(
 def doctor(recipe: RecipePath, overrides: Overrides = None) -> None:
     """Say what is wrong with a recipe, its data, its models' tokenizers or this machine, before anything loads."""
     from eval.runner import Evaluation
-    from opd.config import load_recipe
     from opd.doctor import check
+    from opd.recipe_text import load_recipe
     from opd.rollout.source import engine_type
 
     checked = check(load_recipe(recipe, overrides), Evaluation)
@@ -90,7 +90,8 @@ def evaluate(
 @app.command()
 def schema(as_json: Annotated[bool, typer.Option("--json", help="As JSON schema, for editors.")] = False) -> None:
     """Every key of a recipe with its type, default and one sentence; one key a line."""
-    from opd.config import Recipe, field_lines
+    from opd.config import Recipe
+    from opd.recipe_text import field_lines
 
     if as_json:
         typer.echo(json.dumps(Recipe.model_json_schema(), indent=2, ensure_ascii=False))

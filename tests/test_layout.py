@@ -121,7 +121,7 @@ def test_every_metric_of_a_step_is_documented():
     columns = {statistic: torch.tensor([0.5, 0.25, 1.0]) for statistic in STATISTICS}
     table = token_table(rollouts, columns, torch.tensor([1.0, math.nan]))
     weights = [torch.tensor([1.0, 0.0, 1.0]), torch.zeros(3)]
-    metrics = step_metrics(table, weights, rollouts)
+    metrics = step_metrics(table, weights, rollouts, cuts=(0.5, 0.5))
     assert {"reward", "term0/kept", "term1/divergence_kept", "gap_p99", "Q4", "forward_kl"} <= metrics.keys()
     clock = Clock()
     with clock("step"), clock("generate"):

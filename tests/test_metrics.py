@@ -51,13 +51,13 @@ def test_shares_of_no_tokens_are_not_a_number():
 
 def test_a_term_reports_what_it_keeps_and_how_much_divergence_stands_there():
     table = token_table([4], {"reverse_kl": torch.tensor([1.0, 2.0, 3.0, 4.0])})
-    metrics = step_metrics(table, [torch.tensor([0.0, 0.0, 1.0, 0.5]), torch.ones(4)], [])
+    metrics = step_metrics(table, [torch.tensor([0.0, 0.0, 1.0, 0.5]), torch.ones(4)], [], cuts=(0.5, 0.5))
     assert (metrics["term0/kept"], metrics["term0/divergence_kept"]) == (0.5, pytest.approx(0.7))
     assert (metrics["term1/kept"], metrics["term1/divergence_kept"]) == (1.0, 1.0)
     assert metrics["reverse_kl"] == 2.5
 
 
 def test_every_metric_of_a_step_is_documented():
-    metrics = step_metrics(random_table([3, 2]), [torch.ones(5)], [])
+    metrics = step_metrics(random_table([3, 2]), [torch.ones(5)], [], cuts=(0.5, 0.5))
     assert {name.replace("term0/", "term*/") for name in metrics} <= set(METRICS)
     assert {"Q1", "gap", "gap_p99", "sampled_reverse_kl"} <= set(metrics)

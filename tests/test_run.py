@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 import opd.run
-from opd.config import Recipe, load_recipe, parse_recipe
+from opd.config import Recipe
 from opd.errors import RunError
+from opd.recipe_text import load_recipe, parse_recipe
 from opd.run import RunFolder, differences, environment, open_run, read_lines, write_atomic
 
 

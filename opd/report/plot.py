@@ -31,9 +31,9 @@ def plot_run(folder: RunFolder, metrics: Lines, scores: dict[str, Any]) -> None:
     middle.set(title="reverse KL, nats a token", xlabel="step", ylim=(0, None))
     full = [m for m in metrics if "Q1" in m]
     if full:
-        names = ["Q1 unsure, disagree", "Q2 unsure, agree", "Q3 sure, disagree", "Q4 sure, agree"]
+        names = ["Q1 unsure, disagree", "Q2 unsure, agree", "Q3 sure, disagree"]
         right.stackplot([m["step"] for m in full], *([m[n[:2]] for m in full] for n in names), labels=names, alpha=0.8)
-    right.set(title="share of tokens in TIP's quadrants", xlabel="step", ylim=(0, 1))
+    right.set(title="share of tokens in TIP's quadrants (the rest: Q4)", xlabel="step", ylim=(0, None))
     for axes in (left, middle, right):
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=8)

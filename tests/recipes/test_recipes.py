@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from opd.config import dump_recipe, load_recipe
+from opd.recipe_text import dump_recipe, load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 RESOLVED = Path(__file__).parent / "resolved"

@@ -5,9 +5,10 @@ import json
 import pytest
 import yaml
 
-from opd.config import Recipe, dump_recipe, field_lines, load_recipe, parse_recipe
+from opd.config import Recipe
 from opd.errors import RecipeError
 from opd.objectives import OBJECTIVES
+from opd.recipe_text import dump_recipe, field_lines, load_recipe, parse_recipe
 from opd.selection import SELECTORS
 
 SMALLEST = """
