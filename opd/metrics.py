@@ -16,15 +16,15 @@ from torch import Tensor
 from opd.batch import Rollout, TokenTable
 from opd.selection.scaling import clip_at_quantile, min_max
 
-Metrics = dict[str, float | int]
+Metrics = dict[str, float | int | None]
 """What a step measured, by name; METRICS says what each means."""
 
 METRICS: dict[str, tuple[str, str]] = {
     "loss": ("nats", "sum of the terms, each a mean over its own retained tokens of the step"),
     "lr": ("", "learning rate of the step"),
-    "grad_norm": ("", "global norm of the gradient before clipping; NaN in a skipped step"),
+    "grad_norm": ("", "global norm of the gradient before clipping; null in a skipped step"),
     "skipped": ("0 or 1", "the step was not finite on some rank and changed nothing on any"),
-    "reward": ("share", "mean reward of the graded rollouts; NaN where the data has no answers"),
+    "reward": ("share", "mean reward of the graded rollouts; null where the recipe names no answers"),
     "tokens": ("tokens", "trained tokens of the step, C"),
     "length": ("tokens", "mean trained tokens of a rollout"),
     "truncated": ("share", "rollouts cut off at rollout.max_new_tokens"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import math
 import platform
 import shlex
 import subprocess
@@ -41,21 +42,32 @@ class RunFolder:
         (self.path / "recipe.yaml").write_text(dump_recipe(recipe))
 
     def append_metrics(self, metrics: Metrics) -> None:
-        """One line of metrics.jsonl."""
+        """One line of metrics.jsonl; what is not a number there is null."""
         with (self.path / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(metrics) + "\n")
+            known = {name: None if math.isnan(value) else value for name, value in metrics.items()}
+            file.write(json.dumps(known) + "\n")
 
     def metrics(self) -> list[Metrics]:
         """All lines of metrics.jsonl so far."""
         return read_lines(self.path / "metrics.jsonl")
 
-    def cut_metrics(self, steps: int) -> None:
-        """Forget metrics and rollouts beyond a checkpoint's step; the resumed run writes them again."""
+    def cut_to(self, steps: int) -> None:
+        """Forget metrics, rollouts and scores beyond a checkpoint's step; the resumed run makes them again."""
         lines = [line for line in self.metrics() if line["step"] <= steps]
         write_atomic(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
         for path in self.rollouts.glob("step-*.jsonl"):
             if int(path.stem.removeprefix("step-")) > steps:
                 path.unlink()
+        kept = {
+            task: {who: score for who, score in by_who.items() if score.get("steps", 0) <= steps}
+            for task, by_who in self.scores().items()
+        }
+        write_atomic(self.path / "scores.json", json.dumps(kept, indent=2) + "\n")
+
+    def first_metrics(self) -> Metrics:
+        """The run's first line of metrics.jsonl."""
+        with (self.path / "metrics.jsonl").open() as file:
+            return json.loads(file.readline())
 
     def scores(self) -> dict[str, Any]:
         """Scores so far: {task: {teacher | student_start | student_end | step_N: {score, stderr, n}}}."""

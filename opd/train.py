@@ -167,7 +167,7 @@ def restore(parts: Parts) -> int:
     """Continue from the newest checkpoint: weights, optimizer, metrics; returns its steps."""
     steps = checkpoint.load(parts.folder.checkpoints, parts.run.trainer)
     if parts.run.ranks.is_main:
-        parts.folder.cut_metrics(steps)
+        parts.folder.cut_to(steps)
     parts.run.ranks.barrier()
     sync(parts, steps)
     return steps
@@ -201,7 +201,7 @@ def log_step(parts: Parts, outcome: Outcome, rollouts: list[Rollout], index: int
         return
     parts.folder.append_metrics(outcome.metrics)
     record_rollouts(parts.folder.rollouts, index, rollouts, outcome, parts.checked)
-    gap, first = outcome.metrics.get("gap"), parts.folder.metrics()[0].get("gap")
+    gap, first = outcome.metrics.get("gap"), parts.folder.first_metrics().get("gap")
     if gap is not None and first is not None and gap > max(3 * first, 0.1):
         warnings.warn(
             f"step {index + 1}: the engine's log-probs are {gap:.3f} nats from the trainer's (step 1: {first:.3f}); "

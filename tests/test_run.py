@@ -80,7 +80,7 @@ def test_metrics_are_cut_to_the_checkpoint(folder):
     with (folder.path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 6, "lo')
     assert [line["step"] for line in folder.metrics()] == [1, 2, 3, 4, 5], "a torn last line is left out"
-    folder.cut_metrics(3)
+    folder.cut_to(3)
     lines = (folder.path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [{"step": n, "loss": 1 / n} for n in (1, 2, 3)]
     folder.append_metrics({"step": 4, "loss": 0.5})
@@ -91,8 +91,20 @@ def test_cutting_forgets_rollouts_beyond_the_checkpoint_too(folder):
     folder.rollouts.mkdir()
     for step in (1, 2, 3):
         (folder.rollouts / f"step-{step:06d}.jsonl").write_text("")
-    folder.cut_metrics(2)
+    folder.cut_to(2)
     assert sorted(p.name for p in folder.rollouts.iterdir()) == ["step-000001.jsonl", "step-000002.jsonl"]
+
+
+def test_cutting_forgets_scores_of_steps_that_are_trained_again(folder):
+    for who, steps in {"teacher": None, "student_start": 0, "step_2": 2, "step_4": 4}.items():
+        folder.add_score("arithmetic", who, {"score": 0.5} | ({} if steps is None else {"steps": steps}))
+    folder.cut_to(3)
+    assert list(folder.scores()["arithmetic"]) == ["teacher", "student_start", "step_2"]
+
+
+def test_what_is_not_a_number_is_null_on_disk(folder):
+    folder.append_metrics({"step": 1, "grad_norm": float("nan")})
+    assert folder.first_metrics() == {"step": 1, "grad_norm": None}
 
 
 def test_lines_of_no_file_are_none(tmp_path):

@@ -51,6 +51,6 @@ def plot_scores(axes: Axes, task: str, by_who: dict[str, Any]) -> None:
 
 
 def _plot(axes: Axes, metrics: Lines, name: str, **style: Any) -> None:
-    points = [(m["step"], m[name]) for m in metrics if name in m]
+    points = [(m["step"], m[name]) for m in metrics if m.get(name) is not None]
     if points:
         axes.plot(*zip(*points, strict=True), **style)
