@@ -60,6 +60,17 @@ def test_two_sharded_ranks_equal_one_rank(stage: int, one_rank: Path, tmp_path: 
             assert all(torch.equal(a, b.to(a)) for a, b in zip(got["weights"], one["weights"], strict=True))
 
 
+@pytest.mark.parametrize(("stage", "ranks"), [(1, 1), (2, 2), (3, 2)])
+def test_bf16_micro_batches_add_up_to_the_same_gradient(stage: int, ranks: int, tmp_path: Path):
+    work(tmp_path, "gradients", "bf16", ranks=ranks, stage=stage)
+    for name in cases.LOSSES:
+        many, one = (torch.load(tmp_path / f"{name}-{budget}.pt") for budget in (40, 4096))
+        assert many["loss"] == pytest.approx(one["loss"], rel=0.01)
+        if all(torch.equal(a, b) for a, b in zip(many["weights"], one["weights"], strict=True)):
+            grads = ({k: v.float() for k, v in found["grads"].items()} for found in (many, one))
+            assert cases.relative_error(*grads) < 0.05
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("stage", [0, 2, 3])
 def test_a_step_that_is_not_finite_on_one_rank_changes_nothing_on_any(stage: int, precision: str, tmp_path: Path):

@@ -41,7 +41,7 @@ def gradients(trainer: Trainer, ranks: Ranks, precision: str, folder: Path) -> N
             def update(lr: float, grads: dict[str, torch.Tensor] = grads) -> Update:
                 for key, parameter in trainer.student.model.named_parameters():
                     grads[key] = safe_get_full_grad(parameter).clone()
-                trainer.engine.optimizer.zero_grad()
+                trainer._discard_gradient()
                 return Update(skipped=False, grad_norm=0.0)
 
             trainer.update = update
