@@ -57,15 +57,6 @@ def worked(a: int, b: int, *, forget: float = 0.0, rng: random.Random | None = N
     return ",".join(chunks) + MARKER + digits
 
 
-def final_answer(text: str) -> str:
-    """What stands after the last marker; empty where there is none.
-
-    >>> final_answer("5+7=12,9+0+1=10,1:102")
-    '102'
-    """
-    return text.rpartition(MARKER)[2].strip() if MARKER in text else ""
-
-
 def split_of(a: int, b: int) -> Split:
     """The split that a+b and b+a belong to: about one pair in ten is held out."""
     low, high = sorted((a, b))

@@ -36,12 +36,12 @@ from eval.tasks.arithmetic import (
     UNKNOWN,
     VOCABULARY,
     draws,
-    final_answer,
     problems,
     question,
     worked,
 )
 from eval.tasks.base import Problem
+from opd.rewards import grade
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAD_DIM = 32
@@ -163,7 +163,7 @@ def exact_match(
     settings = {"do_sample": True, "top_k": 0} if sample else {"do_sample": False}
     generated = model.generate(**prompts, max_new_tokens=LONGEST_ANSWER, **settings)
     texts = tokenizer.batch_decode(generated[:, prompts.input_ids.shape[1] :], skip_special_tokens=True)
-    return sum(final_answer(text) == row["answer"] for text, row in zip(texts, rows, strict=True)) / len(rows)
+    return sum(grade(text, row["answer"]) for text, row in zip(texts, rows, strict=True)) / len(rows)
 
 
 def character_tokenizer() -> PreTrainedTokenizerFast:

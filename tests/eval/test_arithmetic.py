@@ -12,7 +12,6 @@ from eval.tasks.arithmetic import (
     MAX_PROBLEMS,
     VOCABULARY,
     draws,
-    final_answer,
     load,
     problems,
     question,
@@ -35,7 +34,7 @@ def test_known_answers():
 def test_a_worked_answer_is_right():
     for a, b in PAIRS:
         text = worked(a, b)
-        assert int(final_answer(text)) == a + b and grade(text, str(a + b)) == 1.0
+        assert grade(text, str(a + b)) == 1.0
         assert all(eval(left) == int(right) for left, right in re.findall(r"([\d+]+)=(\d+)", text))
 
 
@@ -43,7 +42,7 @@ def test_forgetting_all_carries_adds_each_column_alone():
     for a, b in PAIRS:
         columns = [(a // 10**k + b // 10**k % 10) % 10 for k in range(max(len(str(a)), len(str(b))))]
         expected = "".join(str((a // 10**k % 10 + b // 10**k % 10) % 10) for k in reversed(range(len(columns))))
-        assert final_answer(worked(a, b, forget=1.0)) == expected
+        assert worked(a, b, forget=1.0).endswith(f":{expected}")
 
 
 def test_a_carry_is_forgotten_as_often_as_asked():
@@ -51,10 +50,6 @@ def test_a_carry_is_forgotten_as_often_as_asked():
     forgotten = sum(worked(5, 5, forget=0.3, rng=rng) == "5+5=10:0" for _ in range(2000))
     assert forgotten / 2000 == pytest.approx(0.3, abs=0.04)
     assert worked(2, 3, forget=1.0) == worked(2, 3), "no carry is due, so none is forgotten"
-
-
-def test_final_answers():
-    assert final_answer("1+1=2:2 ") == "2" and final_answer("1+1=2") == "" and final_answer("a:b:3") == "3"
 
 
 def test_the_splits_are_disjoint_whatever_the_seed():

@@ -1,0 +1,89 @@
+"""What stands in launch/ starts what it says."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from tests.launching import ROOT, environment
+
+CONFIGURATIONS = sorted((ROOT / "launch" / "accelerate").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGURATIONS, ids=lambda path: path.stem)
+def test_a_configuration_begins_with_its_command_and_names_what_is_there(path: Path):
+    first = path.read_text().splitlines()[0]
+    assert first == f"# accelerate launch --config_file launch/accelerate/{path.name} -m opd train RECIPE"
+    settings = yaml.safe_load(path.read_text())
+    deepspeed = json.loads((ROOT / settings["deepspeed_config"]["deepspeed_config_file"]).read_text())
+    stage = deepspeed["zero_optimization"]["stage"]
+    assert f"ZeRO stage {stage}" in path.read_text()
+    assert stage != 3 or deepspeed["zero_optimization"]["stage3_param_persistence_threshold"] == 0
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "launch").glob("*.sh")), ids=lambda path: path.name)
+def test_a_script_is_bash(path: Path):
+    subprocess.run(["bash", "-n", str(path)], check=True)
+
+
+def launched(toy: Path, runs: Path, configuration: str, *overrides: str) -> subprocess.CompletedProcess:
+    given = [
+        f"student.model={toy / 'student'}",
+        f"teacher.model={toy / 'teacher'}",
+        f"prompts.path={toy / 'train.jsonl'}",
+        "rollout.kv_cache_mib=64",
+        "prompts_per_step=6",
+        "steps=3",
+        "evaluate={task: arithmetic, problems: 12, fixed_text: 4}",
+    ]
+    launch = ["-m", "accelerate.commands.launch", "--config_file", f"launch/accelerate/{configuration}.yaml"]
+    train = ["-m", "opd", "train", "recipes/quickstart/quickstart.yaml", *given, *overrides, "--runs", str(runs)]
+    return subprocess.run(
+        [sys.executable, *launch, "--main_process_port", "0", *train, "--name", "run"],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize(("configuration", "precision"), [("cpu-1", "bf16"), ("cpu-2-zero3", "fp32")])
+def test_the_main_job_runs_to_its_end(configuration: str, precision: str, toy: Path, tmp_path: Path):
+    done = launched(toy, tmp_path, configuration, f"precision={precision}")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "student, end" in done.stdout
+    run = tmp_path / "run"
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["ranks"] == (1 if configuration == "cpu-1" else 2)
+    assert set(summary["scores"]["arithmetic"]) == {"teacher", "student_start", "student_end"}
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    assert all(line["gap"] < 0.05 for line in lines), "the engine does not follow the trainer"
+    assert all(line["skipped"] == 0 and line["grad_norm"] > 0 for line in lines)
+    exported, start = load_file(run / "model" / "model.safetensors"), load_file(toy / "student" / "model.safetensors")
+    assert exported.keys() == start.keys()
+    AutoModelForCausalLM.from_pretrained(run / "model")
+    for name in (
+        "plot.png",
+        "recipe.yaml",
+        "fixed_text.jsonl",
+        "rollouts/step-000003.jsonl",
+        "checkpoints/step-000003",
+    ):
+        assert (run / name).exists(), name
+
+
+@pytest.mark.engine
+def test_under_a_launcher_the_one_line_comes_first(toy: Path, tmp_path: Path):
+    done = launched(toy, tmp_path, "cpu-2-zero3", "loss.0.select.keep=0")
+    assert done.returncode != 0
+    lines = [line for line in done.stderr.splitlines() if line.startswith("opd: ")]
+    assert len(lines) == 1 and "loss.0.select.keep" in lines[0]
+    assert not (tmp_path / "run").exists()
