@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase
 from eval.statistics import mean_and_stderr
 from eval.tasks import TASKS
 from opd.batch import Prompt
-from opd.config import Evaluate
+from opd.config import Evaluate, Prompts
 from opd.distributed import Ranks
 from opd.errors import RecipeError
 from opd.models import DTYPES, load_tokenizer
@@ -21,17 +21,19 @@ from opd.rollout.source import start_engine
 class Evaluation:
     """A task's problems in a model's own chat template, answered greedily and graded.
 
-    `prompts` are its problems as prompts; calling it scores an engine: {score, stderr, n, truncated}.
+    `prompts` are its problems as prompts, with the system message and template settings of the recipe's; calling it
+    scores an engine: {score, stderr, n, truncated}.
     """
 
-    def __init__(self, settings: Evaluate, tokenizer: PreTrainedTokenizerBase, template_settings: dict) -> None:
+    def __init__(self, settings: Evaluate, tokenizer: PreTrainedTokenizerBase, prompts: Prompts | None = None) -> None:
+        shared = {"system": prompts.system, "template_settings": prompts.chat_template_kwargs} if prompts else {}
         task = task_named(settings.task)
         self.tokenizer = tokenizer
         self.max_new_tokens = settings.max_new_tokens or task.max_new_tokens
         self.prompts = [
             Prompt(
                 i,
-                render(p["question"], tokenizer, instruction=task.instruction, template_settings=template_settings),
+                render(p["question"], tokenizer, instruction=task.instruction, **shared),
                 {"answer": p["answer"]},
             )
             for i, p in enumerate(task.load(settings.problems))
@@ -56,7 +58,7 @@ def task_named(name: str):
 def score_model(model: str, settings: Evaluate, *, engine: str, precision: str) -> dict[str, float]:
     """Score a model folder or hub id on its own, by an engine that is started for it."""
     tokenizer = load_tokenizer(model)
-    evaluation = Evaluation(settings, tokenizer, {})
+    evaluation = Evaluation(settings, tokenizer)
     started = start_engine(
         model,
         RolloutSettings(type=engine),

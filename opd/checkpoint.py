@@ -29,7 +29,7 @@ def save(folder: Path, trainer: Trainer, *, steps: int, keep: int) -> None:
         aside.replace(final)
         _sync(folder)
         for old in all_checkpoints(folder)[:-keep]:
-            shutil.rmtree(old)
+            shutil.rmtree(old.replace(old.with_name(f".{old.name}.old")))
     ranks.barrier()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 import warnings
 from pathlib import Path
 from typing import Annotated, Literal
@@ -25,6 +26,9 @@ Overrides = Annotated[
     typer.Argument(metavar="[KEY.PATH=VALUE]...", help="Overrides, as in loss.0.select.keep=0.3; values are YAML."),
 ]
 
+
+PATIENCE_S = 10
+"""How long other ranks wait for rank 0 to say the same; a launcher ends them meanwhile, unless only they failed."""
 
 Engine = Literal["auto", "vllm", "transformers"]
 Precision = Literal["bf16", "fp32"]
@@ -125,6 +129,10 @@ def _hush() -> None:
 def _refuse(message: str, exit_code: int) -> None:
     from opd.distributed import is_main_process
 
+    line = " ".join(message.split())
     if is_main_process():
-        print("opd:", " ".join(message.split()), file=sys.stderr, flush=True)
+        print("opd:", line, file=sys.stderr, flush=True)
+    else:
+        time.sleep(PATIENCE_S)  # the launcher ends every rank with the first: rank 0 speaks before that
+        print(f"opd, rank {os.environ['RANK']}:", line, file=sys.stderr, flush=True)
     sys.exit(exit_code)

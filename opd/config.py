@@ -176,7 +176,7 @@ class Checkpoints(Record):
 
 
 class Recipe(Record):
-    """A whole recipe. Its result never depends on `token_budget`, nor on how many ranks share the work."""
+    """A whole recipe. Its result never depends on `token_budget`, nor, for given rollouts, on how many ranks train."""
 
     student: Student
     teacher: LocalTeacher

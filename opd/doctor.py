@@ -5,14 +5,16 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from transformers import PreTrainedTokenizerBase
 
 from opd.batch import Prompt
-from opd.config import Evaluate, Recipe
+from opd.config import Evaluate, Prompts, Recipe
 from opd.distributed import world_size
 from opd.errors import DataError, EngineError, ModelError, RecipeError
 from opd.models import dropout_rates, load_config, load_tokenizer, text_config
@@ -36,7 +38,8 @@ class Evaluation(Protocol):
 DENSE = ("distributions",)
 """What every objective needs of a teacher so far: the whole distribution at a token."""
 
-MakeEvaluation = Callable[[Evaluate, PreTrainedTokenizerBase, dict[str, Any]], Evaluation]
+MakeEvaluation = Callable[[Evaluate, PreTrainedTokenizerBase, Prompts | None], Evaluation]
+"""settings, the model's tokenizer, and the recipe's prompts, whose system message and template settings it shares."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ def check(recipe: Recipe, make_evaluation: MakeEvaluation) -> Checked:
     prompts = load_prompts(recipe.prompts, tokenizer)
     wanted = recipe.evaluate is not None, recipe.evaluate is not None and recipe.evaluate.teacher
     evaluations = [
-        make_evaluation(recipe.evaluate, own, recipe.prompts.chat_template_kwargs) if asked else None
+        make_evaluation(recipe.evaluate, own, recipe.prompts) if asked else None
         for own, asked in zip((tokenizer, teacher_tokenizer), wanted, strict=True)
     ]
     stop = stop_tokens(tokenizer, student.model, student.revision)
@@ -150,7 +153,7 @@ def check_machine(recipe: Recipe) -> None:
             "or take rollout.type=transformers"
         )
     for tool, package in {"c++": "g++ (a C++ compiler)", "ninja": "ninja"}.items():
-        if not shutil.which(tool):
+        if not shutil.which(tool) and not (Path(sys.executable).parent / tool).exists():
             raise EngineError(f"DeepSpeed compiles at its first start and finds no {tool!r} on PATH; install {package}")
     if importlib.util.find_spec("torchvision"):
         try:

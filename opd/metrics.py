@@ -42,9 +42,12 @@ METRICS: dict[str, tuple[str, str]] = {
     "Q2": ("share", "ĥ above its cut only: unsure, and the teacher agrees"),
     "Q3": ("share", "δ̂ above its cut only: sure, and the teacher disagrees"),
     "Q4": ("share", "neither"),
-    "version": ("steps", "optimizer steps behind the weights that sampled, mean over tokens"),
+    "version": ("steps", "number of the weights that sampled the rollouts: steps before them, mean over tokens"),
     "step": ("steps", "optimizer steps so far, this one included"),
-    "time/*": ("s", "wall seconds of a phase: generate, reward, score, train, sync; time/step is the whole"),
+    "time/*": (
+        "s",
+        "wall seconds of a phase: generate, reward, score, train, sync, step; start and evaluate in the next line",
+    ),
     "memory/*": ("GiB", "peak resident (CPU) or allocated (CUDA) memory of a phase on rank 0"),
     "tokens_per_second": ("tokens/s", "trained tokens over time/step, all ranks together"),
 }
@@ -112,6 +115,7 @@ class Clock:
     """Wall seconds and peak memory of each phase, of the step and of the whole run; phases may stand within phases."""
 
     def __init__(self) -> None:
+        self._born = time.perf_counter()
         self.step: dict[str, float] = {}
         self.total: dict[str, float] = {}
         self._open: list[str] = []
@@ -131,6 +135,10 @@ class Clock:
                 book[f"time/{phase}"] = book.get(f"time/{phase}", 0.0) + time.perf_counter() - began
             self._note_peak()
             self._open.pop()
+
+    def seconds(self) -> float:
+        """Wall seconds since the clock was made."""
+        return time.perf_counter() - self._born
 
     def take(self) -> dict[str, float]:
         """This step's figures; the next step starts empty."""

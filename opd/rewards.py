@@ -7,7 +7,10 @@ import re
 
 from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
 
-NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?")
+NUMBER = re.compile(
+    r"(?<![\d.])(?:(?<![\w)])[-+])?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+|/\d+)?"
+)
+"""A sign belongs to a number only where nothing is subtracted; decimals, exponents and fractions are whole."""
 
 LONGEST = 300
 """Characters of an answer that are still read as mathematics; longer ones are equal only as text."""
@@ -25,15 +28,18 @@ def grade(completion: str, answer: str) -> float:
     (1.0, 0.0)
     """
     found = final_answer(completion)
-    if found is None:
-        return 0.0
+    return float(found is not None and (equal(found, answer) or equal(_only_number(found), answer)))
+
+
+def equal(found: str, answer: str) -> bool:
+    """Whether two answers are the same text or the same mathematics."""
     if _plain(found) == _plain(answer):
-        return 1.0
+        return True
     if len(found) > LONGEST:
-        return 0.0
+        return False
     readers = [LatexExtractionConfig(), ExprExtractionConfig()]
     gold, given = (parse(f"${text}$", extraction_config=readers, parsing_timeout=1) for text in (answer, found))
-    return float(bool(gold and given and verify(gold, given, timeout_seconds=1)))
+    return bool(gold and given and verify(gold, given, timeout_seconds=1))
 
 
 def final_answer(completion: str) -> str | None:
@@ -43,6 +49,12 @@ def final_answer(completion: str) -> str | None:
         return inside
     numbers = NUMBER.findall(completion)
     return numbers[-1] if numbers else None
+
+
+def _only_number(text: str) -> str:
+    """The one number of a boxed answer with words (`18 dollars`), or else the whole text."""
+    numbers = NUMBER.findall(text)
+    return numbers[0] if len(numbers) == 1 and re.search(r"[A-Za-z]{2}", text) and "\\" not in text else text
 
 
 def _braced(text: str) -> str | None:

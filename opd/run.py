@@ -102,6 +102,10 @@ def open_run(recipe: Recipe, *, recipe_path: str, name: str | None, runs: Path, 
         raise RunError("--resume needs --name, the run to continue")
     if not path.exists():
         raise RunError(f"there is no run {str(path)!r} to resume; check --name and --runs, or leave --resume out")
+    if (path / "summary.json").exists():
+        raise RunError(
+            f"run {str(path)!r} is finished: nothing is left to resume; start a new one under another --name"
+        )
     if not list((path / "checkpoints").glob("step-*")):
         raise RunError(f"run {str(path)!r} has no checkpoint to resume from; start it again under another --name")
     before = load_recipe(path / "recipe.yaml")

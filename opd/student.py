@@ -102,7 +102,7 @@ class Student(nn.Module):
 
     def export(self, folder: Path, tokenizer: PreTrainedTokenizerBase, *, writes: bool) -> None:
         """A plain Hugging Face folder, which transformers and vLLM load; collective, `writes` on one rank."""
-        weights = {name: tensor.detach().cpu().clone() for name, tensor in self.weights()}
+        weights = {name: tensor.detach().cpu().clone() if writes else None for name, tensor in self.weights()}
         if writes:
             self.model.save_pretrained(folder, state_dict=weights)
             tokenizer.save_pretrained(folder)

@@ -10,26 +10,31 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from opd import checkpoint, distributed
 from opd.batch import Rollout
+from opd.config import LocalTeacher as TeacherSpec
+from opd.config import Student as StudentSpec
 from opd.doctor import Checked
 from opd.errors import TrainingError
 from opd.metrics import Clock
 from opd.models import DTYPES, load_model
+from opd.packing import Layout
 from opd.prompts import stop_tokens
+from opd.report.card import write_card
 from opd.report.plot import plot_run
 from opd.report.progress import Progress
 from opd.report.rollouts import record_rollouts
 from opd.report.table import print_summary
 from opd.rewards import grade
 from opd.rollout.engine import RolloutEngine, Sampling
-from opd.rollout.source import Source, live, read_rollouts, recorded, start_engine, write_rollouts
+from opd.rollout.source import Source, engine_type, live, read_rollouts, recorded, start_engine, write_rollouts
 from opd.run import RunFolder, environment
 from opd.schedules import learning_rate
 from opd.step import Grade, Outcome, Run, divergences, step
 from opd.student import Student
-from opd.teacher.check import check_head, check_self_distillation
+from opd.teacher.check import check_reading, check_self_distillation
 from opd.teacher.local import LocalTeacher
 
 
@@ -43,13 +48,15 @@ class Parts:
     engine: RolloutEngine | None
     source: Source
     accelerator: Any
+    environment: dict[str, Any]
+    first_step: int = 0
 
 
 def train(checked: Checked, folder: RunFolder, *, resume: bool) -> dict[str, Any]:
     """Run the checked recipe in its folder; returns the summary that it also writes there."""
     recipe = checked.recipe
     parts = build(checked, folder, resume=resume)
-    first = restore(parts) if resume else 0
+    first = parts.first_step = restore(parts) if resume else 0
     score_student(parts, "student_start", steps=first)
     folder = parts.folder
     skips = 0
@@ -82,48 +89,55 @@ def build(checked: Checked, folder: RunFolder, *, resume: bool) -> Parts:
         folder.create(recipe)
     if recipe.metrics.trackers:
         accelerator.init_trackers("opd", config={"recipe": recipe.model_dump_json()})
+    started_with = environment()
+    if ranks.is_main and recipe.rollout.type == "auto":
+        print(f"rollouts by {engine_type(recipe.rollout)}", flush=True)
     clock = Clock()
     score_teacher(checked, folder, ranks, clock)
     with clock("start"):
         engine = None
         if recipe.rollout.type != "recorded" or recipe.evaluate:
-            engine = engine_for(checked, ranks, model=recipe.student.model, revision=recipe.student.revision)
-        layout = "packed" if recipe.student.attention == "flash_attention_2" else "rows"
+            engine = engine_for(checked, ranks, recipe.student, checked.tokenizer)
+        layout: Layout = "packed" if recipe.student.attention == "flash_attention_2" else "rows"
         dtype = DTYPES[recipe.precision]
         loading = {"dtype": dtype, "attention": recipe.teacher.attention, "revision": recipe.teacher.revision}
         model = load_model(recipe.teacher.model, **loading).to(ranks.device).eval().requires_grad_(False)
-        check_head(model, checked.prompts.prompts[0], recipe.teacher.model)
+        check_reading(model, checked.prompts.prompts[:4], layout, recipe.teacher.model)
         teacher = LocalTeacher(model)
-        student = load_student(checked, ranks)
+        student = load_student(checked, ranks, layout)
         check_self_distillation(student, checked.prompts.prompts[:4], layout)
         trainer = distributed.Trainer(accelerator, student, optimizer_for(student, checked))
     run = Run(recipe, trainer, teacher, ranks, layout, grader(checked), clock)
-    return Parts(checked, folder, run, engine, source_for(checked, engine), accelerator)
+    return Parts(checked, folder, run, engine, source_for(checked, engine), accelerator, started_with)
 
 
-def engine_for(checked: Checked, ranks: distributed.Ranks, *, model: str, revision: str | None) -> RolloutEngine:
-    """A rollout engine that holds `model` and has room for prompts, rollouts and evaluations."""
+def engine_for(
+    checked: Checked, ranks: distributed.Ranks, spec: StudentSpec | TeacherSpec, tokenizer: PreTrainedTokenizerBase
+) -> RolloutEngine:
+    """A rollout engine that holds the student or the teacher, and has room for prompts, rollouts and evaluations."""
     recipe = checked.recipe
     longest = recipe.prompts.max_tokens + recipe.rollout.max_new_tokens
     for evaluation in filter(None, (checked.evaluation, checked.teacher_evaluation)):
         longest = max(longest, max(len(p.token_ids) for p in evaluation.prompts) + evaluation.max_new_tokens)
     return start_engine(
-        model,
+        spec.model,
         recipe.rollout,
         ranks,
         dtype=DTYPES[recipe.precision],
         max_tokens=longest,
-        stop=stop_tokens(checked.tokenizer, model, revision),
-        revision=revision,
+        stop=stop_tokens(tokenizer, spec.model, spec.revision),
+        seed=recipe.seed,
+        revision=spec.revision,
     )
 
 
-def load_student(checked: Checked, ranks: distributed.Ranks) -> Student:
+def load_student(checked: Checked, ranks: distributed.Ranks, layout: Layout) -> Student:
     """The student's module, whole, on this rank's device."""
     recipe = checked.recipe
     spec = recipe.student
     model = load_model(spec.model, dtype=DTYPES[recipe.precision], attention=spec.attention, revision=spec.revision)
-    check_head(model, checked.prompts.prompts[0], spec.model)
+    model = model.to(ranks.device)
+    check_reading(model, checked.prompts.prompts[:4], layout, spec.model)
     temperatures = (recipe.loss_temperature, recipe.rollout.temperature)
     if spec.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -217,6 +231,7 @@ def stop_if_lost(parts: Parts, rollouts: list[Rollout], index: int, skips: int) 
     path = parts.folder.path / "nonfinite.jsonl"
     if parts.run.ranks.is_main:
         write_rollouts(path, rollouts)
+    parts.run.ranks.barrier()
     raise TrainingError(
         f"{skips} steps in a row were not finite, the last is step {index + 1}; its rollouts are in {path}; "
         "lower optimizer.lr, or look for broken weights or data"
@@ -226,10 +241,10 @@ def stop_if_lost(parts: Parts, rollouts: list[Rollout], index: int, skips: int) 
 def score_teacher(checked: Checked, folder: RunFolder, ranks: distributed.Ranks, clock: Clock) -> None:
     """The teacher's score, once a run, by an engine of its own that is closed again."""
     settings, teacher = checked.recipe.evaluate, checked.recipe.teacher
-    if not settings or not settings.teacher or "teacher" in folder.scores().get(settings.task, {}):
+    if not settings or not settings.teacher or ranks.from_main("teacher" in folder.scores().get(settings.task, {})):
         return
     with clock("evaluate"):
-        engine = engine_for(checked, ranks, model=teacher.model, revision=teacher.revision)
+        engine = engine_for(checked, ranks, teacher, checked.teacher_tokenizer)
         score = checked.teacher_evaluation(engine)
         engine.close()
     if ranks.is_main:
@@ -240,7 +255,7 @@ def score_teacher(checked: Checked, folder: RunFolder, ranks: distributed.Ranks,
 def score_student(parts: Parts, who: str, *, steps: int) -> None:
     """The student's score on the engine that is up, and both KLs on the start student's text; once each a run."""
     settings, folder, run = parts.checked.recipe.evaluate, parts.folder, parts.run
-    if not settings or who in folder.scores().get(settings.task, {}):
+    if not settings or run.ranks.from_main(who in folder.scores().get(settings.task, {})):
         return
     with run.clock("evaluate"):
         score = parts.checked.evaluation(parts.engine) | {"steps": steps}
@@ -254,16 +269,14 @@ def score_student(parts: Parts, who: str, *, steps: int) -> None:
 def fixed_text(parts: Parts) -> list[Rollout]:
     """Rollouts of the start student on held-out problems, sampled once a run and kept."""
     recipe, path, ranks = parts.checked.recipe, parts.folder.fixed_text, parts.run.ranks
-    if not path.exists():
+    if not ranks.from_main(path.exists()):
         prompts = parts.checked.evaluation.prompts[: recipe.evaluate.fixed_text]
         key = ("fixed_text", recipe.seed)
         sampling = Sampling(1, recipe.rollout.max_new_tokens, recipe.rollout.temperature, key)
         rollouts = parts.engine.generate(prompts, sampling)
-        ranks.barrier()
         if ranks.is_main:
             write_rollouts(path, rollouts)
-        ranks.barrier()
-    return read_rollouts(path)
+    return ranks.from_main(read_rollouts(path) if ranks.is_main else None)
 
 
 def finish(parts: Parts) -> dict[str, Any]:
@@ -272,14 +285,20 @@ def finish(parts: Parts) -> dict[str, Any]:
     with run.clock("export"):
         run.trainer.student.export(folder.model, parts.checked.tokenizer, writes=run.ranks.is_main)
     summary = {"recipe": run.recipe.model_dump(mode="json"), "seed": run.recipe.seed, "steps": run.recipe.steps}
-    summary |= environment() | {"ranks": run.ranks.count, "zero_stage": run.trainer.zero_stage}
-    summary |= {"phases": dict(sorted(run.clock.total.items())), "scores": folder.scores()}
+    summary |= parts.environment | {
+        "resumed_from": parts.first_step,
+        "ranks": run.ranks.count,
+        "zero_stage": run.trainer.zero_stage,
+    }
+    summary |= {"wall_seconds": run.clock.seconds(), "phases": dict(sorted(run.clock.total.items()))}
+    summary |= {"scores": folder.scores()}
     summary |= {"prompts": len(parts.checked.prompts.prompts), "prompts_too_long": parts.checked.prompts.too_long}
     summary |= {"prompts_duplicate": parts.checked.prompts.duplicates}
     if run.ranks.is_main:
         metrics = folder.metrics()
         summary["tokens_per_second"] = sum(m["tokens"] for m in metrics) / sum(m["time/step"] for m in metrics)
         folder.write_summary(summary)
+        write_card(folder.model, summary)
         plot_run(folder, metrics, summary["scores"])
         print_summary(folder, summary)
     for tracker in parts.accelerator.trackers:

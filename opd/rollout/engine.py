@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -19,7 +20,8 @@ Weights = Iterator[tuple[str, Tensor]]
 class Sampling:
     """How to sample: G rollouts a prompt, temperature 0 is greedy.
 
-    seed_key: what every rollout's seed is keyed by, together with prompt and sample; None leaves it to the engine.
+    seed_key: what every rollout's seed is keyed by, together with its prompt and the how-manieth of that prompt it is;
+    None leaves it to the engine.
     """
 
     samples: int
@@ -55,11 +57,11 @@ class RolloutEngine:
 
     def generate(self, prompts: list[Prompt], sampling: Sampling) -> list[Rollout]:
         """G rollouts of every prompt, in order of prompt, then sample; the ranks share the work."""
-        requests = [
-            Request(prompt, group, self._seed(sampling, prompt, sample))
-            for group, prompt in enumerate(prompts)
-            for sample in range(sampling.samples)
-        ]
+        requests, said = [], Counter()
+        for group, prompt in enumerate(prompts):
+            for _ in range(sampling.samples):
+                requests.append(Request(prompt, group, self._seed(sampling, prompt, said[prompt.index])))
+                said[prompt.index] += 1
         mine = requests[self.ranks.index :: self.ranks.count]
         made = [self._rollout(request, done) for request, done in zip(mine, self.sample(mine, sampling), strict=True)]
         rollouts: list[Rollout | None] = [None] * len(requests)

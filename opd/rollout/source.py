@@ -15,6 +15,7 @@ from opd.distributed import Ranks
 from opd.errors import DataError
 from opd.rollout.engine import RolloutEngine, Sampling
 from opd.rollout.settings import RolloutSettings
+from opd.seeds import seed_for
 
 Source = Callable[[int], list[Rollout]]
 """step → its rollouts, the same on every rank."""
@@ -79,13 +80,20 @@ def start_engine(
     dtype: torch.dtype,
     max_tokens: int,
     stop: list[int],
+    seed: int = 0,
     revision: str | None = None,
 ) -> RolloutEngine:
-    """The engine that the settings name, holding `model`; EngineError in one line if it can't start."""
+    """The engine that the settings name, holding `model`; EngineError in one line if it can't start.
+
+    seed: keys the draws of rollouts that have no seed of their own, together with the rank.
+    """
+    seed = seed_for("engine", seed, ranks.index)
     if engine_type(settings) == "vllm":
         from opd.rollout.vllm import VLLMEngine
 
-        return VLLMEngine(model, settings, ranks, dtype=dtype, max_tokens=max_tokens, stop=stop, revision=revision)
+        return VLLMEngine(
+            model, settings, ranks, dtype=dtype, max_tokens=max_tokens, stop=stop, seed=seed, revision=revision
+        )
     from opd.rollout.transformers import TransformersEngine
 
-    return TransformersEngine(model, ranks, dtype=dtype, stop=stop, revision=revision)
+    return TransformersEngine(model, ranks, dtype=dtype, stop=stop, seed=seed, revision=revision)

@@ -17,9 +17,19 @@ ROWS = 64
 class TransformersEngine(RolloutEngine):
     """Batched sampling with a key-value cache, from a copy of the student's weights."""
 
-    def __init__(self, model: str, ranks: Ranks, *, dtype: torch.dtype, stop: list[int], revision: str | None = None):
+    def __init__(
+        self,
+        model: str,
+        ranks: Ranks,
+        *,
+        dtype: torch.dtype,
+        stop: list[int],
+        seed: int = 0,
+        revision: str | None = None,
+    ):
         super().__init__(ranks)
         self.stop = torch.tensor(stop, device=ranks.device)
+        self.seed, self.drawn = seed, 0
         self.model = load_model(model, dtype=dtype, revision=revision).to(ranks.device).eval().requires_grad_(False)
 
     def sample(self, requests: list[Request], sampling: Sampling) -> list[Completion]:
@@ -38,7 +48,7 @@ class TransformersEngine(RolloutEngine):
     @torch.no_grad()
     def _decode(self, requests: list[Request], sampling: Sampling) -> list[Completion]:
         token_BS, mask_BS = self._left_padded(requests)
-        generators = [torch.Generator().manual_seed(self._seed_of(r, i)) for i, r in enumerate(requests)]
+        generators = [torch.Generator().manual_seed(self._seed_of(r)) for r in requests]
         alive_B = torch.ones(len(requests), dtype=torch.bool, device=token_BS.device)
         cache, tokens, logprobs, living = None, [], [], []
         for _ in range(sampling.max_new_tokens):
@@ -67,10 +77,9 @@ class TransformersEngine(RolloutEngine):
         mask = [[0] * pad + [1] * (width - pad) for pad in pads]
         return torch.tensor(tokens, device=self.ranks.device), torch.tensor(mask, device=self.ranks.device)
 
-    def _seed_of(self, request: Request, row: int) -> int:
-        if request.seed is not None:
-            return request.seed
-        return seed_for("unseeded", torch.initial_seed(), self.version, self.ranks.index, request.prompt.index, row)
+    def _seed_of(self, request: Request) -> int:
+        self.drawn += 1
+        return seed_for("unseeded", self.seed, self.drawn) if request.seed is None else request.seed
 
 
 def draw(logits_BV: Tensor, temperature: float, generators: list[torch.Generator]) -> tuple[Tensor, Tensor]:

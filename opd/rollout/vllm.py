@@ -25,6 +25,7 @@ class VLLMEngine(RolloutEngine):
         dtype: torch.dtype,
         max_tokens: int,
         stop: list[int],
+        seed: int = 0,
         revision: str | None = None,
     ) -> None:
         super().__init__(ranks)
@@ -42,7 +43,7 @@ class VLLMEngine(RolloutEngine):
                 dtype=str(dtype).removeprefix("torch."),
                 max_model_len=max_tokens,
                 logprobs_mode="processed_logprobs",
-                seed=ranks.index,
+                seed=seed % 2**31,
                 distributed_executor_backend="external_launcher" if ranks.initialized else None,
                 disable_log_stats=True,
                 use_tqdm_on_load=False,
@@ -78,6 +79,8 @@ class VLLMEngine(RolloutEngine):
     def load(self, weights: Weights, version: int) -> None:
         self._wake()
         self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
+        if not torch.cuda.is_available() and self.llm.model_config.hf_text_config.tie_word_embeddings:
+            self.llm.apply_model(_repack_head)
         self.llm.reset_prefix_cache()
         self.version = version
         self._rest()
@@ -102,6 +105,11 @@ def _completion(output) -> Completion:
     ids = list(output.token_ids)
     logprobs = [entry[token].logprob for token, entry in zip(ids, output.logprobs or [], strict=True)]
     return Completion(ids, logprobs, output.finish_reason if output.finish_reason in ("stop", "length") else "error")
+
+
+def _repack_head(model: torch.nn.Module) -> None:
+    """A tied head gets no weight of its own on reload, and the CPU computes with a packed copy: pack it anew."""
+    model.lm_head.quant_method.process_weights_after_loading(model.lm_head)
 
 
 def _keep_process_group() -> None:

@@ -8,7 +8,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from opd.batch import Prompt, Rollout
 from opd.errors import ModelError
 from opd.head.loss import Payment
-from opd.models import backbone, head_weights
+from opd.head.weights import HiddenStates
+from opd.models import backbone, head_weights, trained_states
 from opd.objectives import OBJECTIVES
 from opd.packing import Layout, lay_out
 from opd.student import Student
@@ -37,24 +38,38 @@ def check_vocabularies(tokens: int, *, student: int, teacher: int) -> None:
             )
 
 
-def check_head(model: PreTrainedModel, prompt: Prompt, name: str) -> None:
-    """ModelError if our reading of the model's head (bias, cap, scale) does not give the model's own logits."""
-    ids = torch.tensor([prompt.token_ids[:8]], device=model.device)
+def check_reading(model: PreTrainedModel, prompts: list[Prompt], layout: Layout, name: str) -> None:
+    """ModelError if our reading of a model (layout, positions, shift, head) does not give its own log-probs.
+
+    Rollouts of unequal length, laid out together, against the plain model on each alone.
+    """
+    rollouts = [_as_rollout(prompt, cut=i) for i, prompt in enumerate(prompts)]
+    batch = lay_out(rollouts, list(range(len(rollouts))), layout=layout).to(model.device)
     linear = model.get_output_embeddings()
     with torch.no_grad():
-        expected_TV = model(ids, use_cache=False).logits[0].float()
-        hidden_TH = backbone(model)(ids, use_cache=False).last_hidden_state[0]
-        logits_TV = head_weights(linear.weight, linear.bias, model.config).logits(hidden_TH).float()
-    error = float((logits_TV - expected_TV).norm() / expected_TV.norm().clamp_min(1e-12))
-    if not error < 0.02:
+        states = HiddenStates(
+            trained_states(backbone(model), batch), head_weights(linear.weight, linear.bias, model.config)
+        )
+        rows = torch.arange(len(states), device=model.device)
+        got_C = states.log_probs(rows, 1.0).gather(1, batch.token_id_C[:, None]).squeeze(1)
+        plain = [_plain_log_probs(model, rollout) for rollout in rollouts]
+    error = float((got_C - torch.cat(plain)).abs().mean())
+    if not error < (0.1 if model.dtype == torch.bfloat16 else 1e-3):
         raise ModelError(
-            f"{name!r}: hidden states and lm_head give other logits than the model (relative error {error:.2g}): "
-            "this architecture's head is not understood; please report the model"
+            f"{name!r}: our log-probs are {error:.2g} nats from the model's own: positions, shift or head of this "
+            "architecture are not understood; please report the model"
         )
 
 
+def _plain_log_probs(model: PreTrainedModel, rollout: Rollout) -> torch.Tensor:
+    ids = torch.tensor([rollout.token_ids], device=model.device)
+    log_p_TV = model(ids, use_cache=False).logits[0].float().log_softmax(-1)
+    at = torch.tensor(rollout.positions, device=model.device)
+    return log_p_TV[at - 1, ids[0, at]]
+
+
 def self_distillation_loss(student: Student, prompts: list[Prompt], layout: Layout) -> float:
-    """Reverse KL of the student to itself through the teacher's whole path, nats: 0 if positions and shift agree.
+    """Reverse KL of the student to itself through the teacher's whole path, nats: 0 if both read a batch alike.
 
     The prompts' own second halves stand in for completions. Runs before the student is sharded.
     """
@@ -72,14 +87,14 @@ def check_self_distillation(student: Student, prompts: list[Prompt], layout: Lay
     loss = self_distillation_loss(student, prompts, layout)
     if not loss < 1e-6:
         raise ModelError(
-            f"the student as its own teacher has a loss of {loss:.2e} nats a token, not 0: positions or shift of this "
-            "architecture are not understood; please report the model"
+            f"the student as its own teacher has a loss of {loss:.2e} nats a token, not 0: student and teacher read "
+            "a batch differently; please report the model"
         )
 
 
-def _as_rollout(prompt: Prompt) -> Rollout:
-    half = max(1, len(prompt.token_ids) // 2)
-    trained = len(prompt.token_ids) - half
-    return Rollout(
-        prompt.token_ids, [False] * half + [True] * trained, [0.0] * trained, [0] * trained, finish="stop", group=0
-    )
+def _as_rollout(prompt: Prompt, *, cut: int = 0) -> Rollout:
+    """A prompt's second half as if it were a completion, without the last `cut` tokens."""
+    ids = prompt.token_ids[: max(2, len(prompt.token_ids) - cut)]
+    half = max(1, len(ids) // 2)
+    trained = len(ids) - half
+    return Rollout(ids, [False] * half + [True] * trained, [0.0] * trained, [0] * trained, finish="stop", group=0)

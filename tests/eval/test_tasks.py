@@ -74,7 +74,7 @@ class Engine(RolloutEngine):
 def test_an_evaluation_scores_greedy_answers_with_their_error(toy):
     tokenizer = AutoTokenizer.from_pretrained(toy / "student")
     settings = Evaluate(task="arithmetic", problems=4)
-    evaluation = Evaluation(settings, tokenizer, {})
+    evaluation = Evaluation(settings, tokenizer)
     answers = [p["answer"] for p in TASKS["arithmetic"].load(4)]
     questions = [p["question"] for p in TASKS["arithmetic"].load(4)]
     assert [tokenizer.decode(p.token_ids) for p in evaluation.prompts] == questions
@@ -83,4 +83,4 @@ def test_an_evaluation_scores_greedy_answers_with_their_error(toy):
     score = evaluation(engine)
     assert score == {"score": 0.5, "stderr": pytest.approx(0.2886751), "n": 4, "truncated": 0.25}
     assert engine.max_new_tokens == TASKS["arithmetic"].max_new_tokens
-    assert Evaluation(Evaluate(task="arithmetic", max_new_tokens=3), tokenizer, {}).max_new_tokens == 3
+    assert Evaluation(Evaluate(task="arithmetic", max_new_tokens=3), tokenizer).max_new_tokens == 3

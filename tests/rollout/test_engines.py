@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from opd.batch import Prompt, Rollout
 from opd.distributed import Ranks
@@ -18,14 +19,27 @@ ENGINES = [pytest.param("vllm", marks=pytest.mark.engine), "transformers"]
 SAMPLING = Sampling(samples=3, max_new_tokens=16, temperature=1.0, seed_key=("test", 0))
 
 
+def start(kind: str, model: Path, stop: int) -> RolloutEngine:
+    settings = RolloutSettings(type=kind, kv_cache_mib=64)
+    return start_engine(str(model), settings, Ranks(), dtype=torch.float32, max_tokens=64, stop=[stop])
+
+
 @pytest.fixture(scope="module", params=ENGINES)
 def engine(request: pytest.FixtureRequest, toy: Path):
-    settings = RolloutSettings(type=request.param, kv_cache_mib=64)
-    started = start_engine(
-        str(toy / "student"), settings, Ranks(), dtype=torch.float32, max_tokens=64, stop=[end_token(toy)]
-    )
+    started = start(request.param, toy / "student", end_token(toy))
     yield started
     started.close()
+
+
+@pytest.fixture(scope="module")
+def tied(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The toy student with its lm_head tied to its embeddings."""
+    folder = tmp_path_factory.mktemp("tied")
+    config = AutoConfig.from_pretrained(toy / "student", tie_word_embeddings=True)
+    torch.manual_seed(3)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    load_tokenizer(str(toy / "student")).save_pretrained(folder)
+    return folder
 
 
 def end_token(toy: Path) -> int:
@@ -93,10 +107,27 @@ def test_greedy_takes_the_likeliest_token(engine: RolloutEngine, toy: Path):
 
 
 def test_the_engine_follows_the_trainers_weights(engine: RolloutEngine, toy: Path):
+    follows(engine, toy / "student", toy)
+
+
+@pytest.mark.parametrize("kind", ENGINES)
+def test_the_engine_follows_tied_weights(kind: str, tied: Path, toy: Path):
+    engine = start(kind, tied, end_token(toy))
+    follows(engine, tied, toy)
+    engine.close()
+
+
+def test_a_prompt_that_comes_twice_is_sampled_anew(engine: RolloutEngine, toy: Path):
+    asked = prompts(toy, "1+2=")
+    first, second = engine.generate(asked * 2, Sampling(1, 16, 1.0, ("twice",)))
+    assert first.completion != second.completion
+
+
+def follows(engine: RolloutEngine, path: Path, toy: Path) -> None:
     """Fails if `load` is skipped: weights are moved until that gap is ten times the synced one."""
     asked = prompts(toy, "1+2=", "30+4=", "555+66=")
-    model = load_model(str(toy / "student"), dtype=torch.float32)
-    student = Student(load_model(str(toy / "student"), dtype=torch.float32), tokens=17)
+    model = load_model(str(path), dtype=torch.float32)
+    student = Student(load_model(str(path), dtype=torch.float32), tokens=17)
     synced = mean_gap(model, engine.generate(asked, SAMPLING))
     while (unsynced := mean_gap(model, engine.generate(asked, SAMPLING))) < max(10 * synced, 0.02):
         with torch.no_grad():

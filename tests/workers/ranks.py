@@ -26,7 +26,7 @@ def start(precision: str) -> tuple[Trainer, Ranks]:
         deepspeed.accelerator.get_accelerator().supported_dtypes = lambda: [torch.float64]
     accelerator = distributed.start(precision, max_grad_norm=1.0, trackers=[])
     module = cases.student(cases.recipe(), tied=True, dtype=DTYPES[precision])
-    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-3)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=123.0)  # the step's own rate must win
     return Trainer(accelerator, module, optimizer), Ranks(accelerator.device)
 
 
@@ -34,35 +34,36 @@ def gradients(trainer: Trainer, ranks: Ranks, precision: str, folder: Path) -> N
     """Loss and full gradient of every case, and whether the head's weight is whole on a rank."""
     head = trainer.student.head.weight
     whole = head.numel() == cases.VOCABULARY * 16
-    for name in cases.LOSSES:
-        for budget in (40, 4096):
-            grads: dict[str, torch.Tensor] = {}
+    work = [(name, budget, cases.rollouts()) for name in cases.LOSSES for budget in (40, 4096)]
+    lonely = [("soft_or_batch", 1, cases.rollouts()[2:3])]  # named budget 1: one rollout, so other ranks have none
+    for name, budget, rollouts in work + lonely:
+        grads: dict[str, torch.Tensor] = {}
 
-            def update(lr: float, grads: dict[str, torch.Tensor] = grads) -> Update:
-                for key, parameter in trainer.student.model.named_parameters():
-                    grads[key] = safe_get_full_grad(parameter).clone()
-                trainer._discard_gradient()
-                return Update(skipped=False, grad_norm=0.0)
+        def update(lr: float, grads: dict[str, torch.Tensor] = grads) -> Update:
+            for key, parameter in trainer.student.model.named_parameters():
+                grads[key] = safe_get_full_grad(parameter).clone()
+            trainer._discard_gradient()
+            return Update(skipped=False, grad_norm=0.0)
 
-            trainer.update = update
-            run = cases.run(
-                cases.recipe(name, token_budget=budget), trainer=trainer, dtype=DTYPES[precision], ranks=ranks
-            )
-            outcome = step(run, cases.rollouts(), 0, 0.0)
-            found = {
-                "loss": outcome.metrics["loss"],
-                "grads": grads,
-                "head_is_whole": whole,
-                "weights": outcome.weights,
-            }
-            if ranks.is_main:
-                torch.save(found, folder / f"{name}-{budget}.pt")
+        trainer.update = update
+        run = cases.run(
+            cases.recipe(name, token_budget=max(40, budget)), trainer=trainer, dtype=DTYPES[precision], ranks=ranks
+        )
+        outcome = step(run, rollouts, 0, 0.0)
+        found = {
+            "loss": outcome.metrics["loss"],
+            "grads": grads,
+            "head_is_whole": whole,
+            "weights": outcome.weights,
+        }
+        if ranks.is_main:
+            torch.save(found, folder / f"{name}-{budget}.pt")
 
 
 def nonfinite(trainer: Trainer, ranks: Ranks, precision: str, folder: Path) -> None:
     """A step that only rank 1's (or the only rank's) micro-batch poisons, between two sound ones."""
     run = cases.run(cases.recipe("all", token_budget=64), trainer=trainer, dtype=DTYPES[precision], ranks=ranks)
-    found = {}
+    found = {"start": weights(trainer)}
     for index, kind in enumerate(["sound", "loss", "gradient", "sound", "sound"]):
         if index == 1:
             trainer.save(folder / "after-0")

@@ -1,0 +1,42 @@
+"""The model card that goes with an exported student."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from opd.report.table import ROWS
+
+
+def write_card(folder: Path, summary: dict[str, Any]) -> None:
+    """README.md of the model folder: what it was distilled from, its scores with standard errors, recipe, command."""
+    recipe = summary["recipe"]
+    lines = [
+        "---",
+        f"base_model: {recipe['student']['model']}",
+        "tags: [on-policy-distillation, opd]",
+        "---",
+        "# A student distilled on its own rollouts",
+        "",
+        f"`{recipe['student']['model']}` learned from `{recipe['teacher']['model']}` for {summary['steps']} steps.",
+        "",
+        *_scores(summary["scores"]),
+        f"Seed {summary['seed']}, commit {summary['commit']}, {summary['machine']}.",
+        "",
+        f"```\n{summary['command']}\n```",
+        "",
+        f"```yaml\n{yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)}```",
+    ]
+    (folder / "README.md").write_text("\n".join(lines) + "\n")
+
+
+def _scores(scores: dict[str, Any]) -> list[str]:
+    rows = [
+        f"| {task} | {name} | {s[who]['score']:.1%} ± {s[who]['stderr']:.1%} | {s[who]['n']} |"
+        for task, s in scores.items()
+        for who, name in ROWS.items()
+        if who in s
+    ]
+    return ["| task | model | score ± standard error | n |", "|---|---|---|---|", *rows, ""] if rows else []
