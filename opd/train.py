@@ -153,7 +153,8 @@ def optimizer_for(student: Student, checked: Checked) -> torch.optim.Optimizer:
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": settings.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=settings.lr, betas=settings.betas, fused=True)
+    # Rate 0 until a step sets its own: at ZeRO-0 in bf16 DeepSpeed's start-up steps once, and would decay the weights.
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0, betas=settings.betas, fused=True)
 
 
 def grader(checked: Checked) -> Grade | None:

@@ -60,7 +60,7 @@ def test_a_gate_weighs_by_the_score_itself():
     assert chosen([0.5, 0.0, 2.0], choose="gate") == [0.5, 0.0, 2.0]
 
 
-@pytest.mark.parametrize("field", [{"keep": 0.5}, {"per": "rollout"}])
+@pytest.mark.parametrize("field", [{"keep": 0.3}, {"per": "batch"}])
 def test_a_gate_refuses_what_would_have_no_effect(field):
     with pytest.raises(ValidationError, match="no effect"):
         ByLogprob(choose="gate", **field)
