@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase
 from eval.statistics import mean_and_stderr
 from eval.tasks import TASKS
 from opd.batch import Prompt
-from opd.config import Evaluate, Prompts
+from opd.config import EvaluateSettings, PromptSettings
 from opd.distributed import Ranks
 from opd.errors import RecipeError
 from opd.models import DTYPES, load_tokenizer
@@ -15,7 +15,7 @@ from opd.prompts import render, stop_tokens
 from opd.rewards import grade
 from opd.rollout.engine import RolloutEngine, Sampling
 from opd.rollout.settings import RolloutSettings
-from opd.rollout.source import start_engine
+from opd.rollout.start import start_engine
 
 
 class Evaluation:
@@ -25,7 +25,9 @@ class Evaluation:
     scores an engine: {score, stderr, n, truncated}.
     """
 
-    def __init__(self, settings: Evaluate, tokenizer: PreTrainedTokenizerBase, prompts: Prompts | None = None) -> None:
+    def __init__(
+        self, settings: EvaluateSettings, tokenizer: PreTrainedTokenizerBase, prompts: PromptSettings | None = None
+    ) -> None:
         shared = {"system": prompts.system, "template_settings": prompts.chat_template_kwargs} if prompts else {}
         task = task_named(settings.task)
         self.tokenizer = tokenizer
@@ -55,7 +57,7 @@ def task_named(name: str):
     return TASKS[name]
 
 
-def score_model(model: str, settings: Evaluate, *, engine: str, precision: str) -> dict[str, float]:
+def score_model(model: str, settings: EvaluateSettings, *, engine: str, precision: str) -> dict[str, float]:
     """Score a model folder or hub id on its own, by an engine that is started for it."""
     tokenizer = load_tokenizer(model)
     evaluation = Evaluation(settings, tokenizer)

@@ -1,4 +1,4 @@
-"""The records that travel down the pipeline: Prompt → Rollout → Batch → TokenTable, and TeacherScores.
+"""The records that travel down the pipeline: Prompt → Rollout → Batch → TokenTable.
 
 Dimension dictionary; a tensor's name ends in its shape, a lower-case letter is a tile of the upper-case axis:
 
@@ -15,8 +15,6 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-
-from opd.head.weights import HiddenStates
 
 FinishReason = Literal["stop", "length", "error"]
 
@@ -109,12 +107,10 @@ class Batch:
         moved = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "rollouts"}
         return replace(self, **moved)
 
-
-TeacherScores = HiddenStates
-"""What a teacher says about a batch: the last hidden state at each trained position [C, Ht], and its own head.
-
-Dense and exact: any divergence over the whole vocabulary follows from it.
-"""
+    def rows(self, index_c: Tensor) -> Batch:
+        """The batch cut to those of its trained tokens; the rows that the model reads stay whole."""
+        names = ("source_C", "token_id_C", "rollout_C", "row_C")
+        return replace(self, **{name: getattr(self, name)[index_c.to(self.row_C.device)] for name in names})
 
 
 @dataclass(frozen=True)
@@ -125,8 +121,8 @@ class TokenTable:
         position_C  0 1 2 0 1         its place among the rollout's trained tokens
 
     Rows are ordered by rollout, then position. `statistics` holds float32 (or float64) columns in nats by name
-    (see `opd.head.statistics`); `length_B`, `reward_B` (NaN where there is no verifier) and `group_B` stand
-    per rollout.
+    (see `opd.head.statistics`), [C] or [C, K]. Per rollout: `length_B`, `group_B`, and `reward_B` and `advantage_B`,
+    NaN where there is none.
     """
 
     rollout_C: Int[Tensor, " C"]
@@ -136,6 +132,7 @@ class TokenTable:
     statistics: dict[str, Tensor]
     length_B: Int[Tensor, " B"]
     reward_B: Float[Tensor, " B"]
+    advantage_B: Float[Tensor, " B"]
     group_B: Int[Tensor, " B"]
 
     def __len__(self) -> int:
@@ -160,6 +157,11 @@ class TokenTable:
         """The same table with these statistics."""
         return replace(self, statistics=statistics)
 
+    def mean_by_rollout(self, value_C: Float[Tensor, " C"]) -> Float[Tensor, " B"]:
+        """Mean over each rollout's tokens; 0 for a rollout that has none."""
+        sum_B = value_C.new_zeros(len(self.length_B)).index_add(0, self.rollout_C, value_C)
+        return sum_B / torch.bincount(self.rollout_C, minlength=len(self.length_B)).clamp_min(1)
+
     def by_rollout(self) -> list[Tensor]:
         """Token rows of each rollout that has any, in order."""
         order = torch.argsort(self.rollout_C, stable=True)
@@ -168,7 +170,12 @@ class TokenTable:
 
 
 def token_table(
-    rollouts: list[Rollout], statistics: dict[str, Tensor], reward_B: Tensor, *, dtype: torch.dtype = torch.float32
+    rollouts: list[Rollout],
+    reward_B: Tensor,
+    advantage_B: Tensor | None = None,
+    statistics: dict[str, Tensor] | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
 ) -> TokenTable:
     """The step's table from its rollouts and the gathered statistics (columns ordered by rollout, then position)."""
     length_B = torch.tensor([r.length for r in rollouts], dtype=torch.long)
@@ -178,8 +185,9 @@ def token_table(
         position_C=torch.cat(positions) if positions else torch.zeros(0, dtype=torch.long),
         token_id_C=torch.tensor([t for r in rollouts for t in r.completion], dtype=torch.long),
         sampler_logprob_C=torch.tensor([x for r in rollouts for x in r.logprobs], dtype=dtype),
-        statistics=statistics,
+        statistics=statistics or {},
         length_B=length_B,
         reward_B=reward_B,
+        advantage_B=torch.full_like(reward_B, torch.nan) if advantage_B is None else advantage_B,
         group_B=torch.tensor([r.group for r in rollouts], dtype=torch.long),
     )

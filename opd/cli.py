@@ -38,10 +38,9 @@ Precision = Literal["bf16", "fp32"]
 def train(
     recipe: RecipePath,
     overrides: Overrides = None,
-    name: Annotated[str | None, typer.Option(help="Folder of the run below --runs; default recipe and time.")] = None,
     runs: Annotated[Path, typer.Option(help="Where runs live.")] = Path("runs"),
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the run --name from its newest checkpoint.")
+        bool, typer.Option("--resume", help="Continue the run that name= names from its newest checkpoint.")
     ] = False,
 ) -> None:
     """Distil: the student learns from the teacher on its own rollouts."""
@@ -49,7 +48,7 @@ def train(
     from opd.run import open_run
 
     wanted = load_recipe(recipe, overrides)
-    folder = open_run(wanted, recipe_path=recipe, name=name, runs=runs, resume=resume)
+    folder = open_run(wanted, recipe_path=recipe, runs=runs, resume=resume)
     from eval.runner import Evaluation
     from opd.doctor import check
 
@@ -65,11 +64,12 @@ def doctor(recipe: RecipePath, overrides: Overrides = None) -> None:
     from eval.runner import Evaluation
     from opd.doctor import check
     from opd.recipe_text import load_recipe
-    from opd.rollout.source import engine_type
+    from opd.rollout.start import engine_type
 
     checked = check(load_recipe(recipe, overrides), Evaluation)
     prompts = checked.prompts
-    typer.echo(f"tokenizers agree on {len(checked.tokenizer)} tokens; stop tokens {checked.stop}")
+    typer.echo(f"tokenizers agree on {len(checked.tokenizer)} tokens")
+    typer.echo(checked.stop.words(checked.tokenizer))
     typer.echo(f"{len(prompts.prompts)} prompts ({prompts.too_long} too long, {prompts.duplicates} duplicates dropped)")
     typer.echo(f"rollouts by {engine_type(checked.recipe.rollout)}; all is well")
 
@@ -85,9 +85,9 @@ def evaluate(
 ) -> None:
     """Score a model on held-out problems: exact match, greedy, with its standard error."""
     from eval.runner import score_model
-    from opd.config import Evaluate
+    from opd.config import EvaluateSettings
 
-    settings = Evaluate(task=task, problems=problems, max_new_tokens=max_new_tokens)
+    settings = EvaluateSettings(task=task, problems=problems, max_new_tokens=max_new_tokens)
     typer.echo(json.dumps(score_model(model, settings, engine=engine, precision=precision)))
 
 

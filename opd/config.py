@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from functools import reduce
 from operator import or_
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     Field,
@@ -18,11 +18,13 @@ from pydantic import (
     model_validator,
 )
 
-from opd.head.statistics import STATISTICS
 from opd.objectives import OBJECTIVES
-from opd.record import Record, Share
+from opd.objectives.base import ChosenObjective
+from opd.record import Record, Share, scheduled
 from opd.rollout.settings import RolloutSettings
 from opd.selection import SELECTORS
+from opd.selection.rollouts import ROLLOUT_SELECTORS
+from opd.teacher.settings import LocalTeacherSettings
 
 
 def union_of(registry: dict[str, type[Record]]) -> Any:
@@ -30,7 +32,7 @@ def union_of(registry: dict[str, type[Record]]) -> Any:
     return Annotated[reduce(or_, registry.values()), Field(discriminator="type")]
 
 
-class Student(Record):
+class StudentSettings(Record):
     """The model that learns."""
 
     model: str
@@ -43,21 +45,7 @@ class Student(Record):
     """Recompute activations in the backward pass: less memory, about a third more time."""
 
 
-class LocalTeacher(Record):
-    """A frozen model of the same tokenizer, loaded beside the student; gives whole distributions."""
-
-    gives: ClassVar[frozenset[str]] = frozenset({*STATISTICS, "distributions"})
-
-    type: Literal["local"] = "local"
-    model: str
-    """Hugging Face id or local folder."""
-    revision: str | None = None
-    """Commit, tag or branch on the hub."""
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
-    """Attention kernel."""
-
-
-class Prompts(Record):
+class PromptSettings(Record):
     """Where prompts come from: a data set on the hub, or a local JSONL or Parquet file."""
 
     dataset: str | None = None
@@ -86,7 +74,7 @@ class Prompts(Record):
     """Longer prompts are dropped, and counted."""
 
     @model_validator(mode="after")
-    def _one_source(self) -> Prompts:
+    def _one_source(self) -> PromptSettings:
         if (self.dataset is None) == (self.path is None):
             raise ValueError("give exactly one of 'dataset' (hub id) and 'path' (.jsonl or .parquet file)")
         fields = type(self).model_fields
@@ -105,11 +93,11 @@ class Term(Record):
     """The token selector."""
     objective: union_of(OBJECTIVES)
     """What a retained token pays."""
-    weight: PositiveFloat = 1.0
-    """Factor of the term, which is a mean over its own retained tokens of the whole step."""
+    weight: scheduled(PositiveFloat) = 1.0
+    """Factor of the term, which is a mean over its own retained tokens of the whole step; or a ramp."""
 
 
-class Optimizer(Record):
+class OptimizerSettings(Record):
     """AdamW and its schedule."""
 
     lr: PositiveFloat = 1e-6
@@ -128,7 +116,7 @@ class Optimizer(Record):
     """The global gradient norm is clipped to this."""
 
     @model_validator(mode="after")
-    def _nothing_ignored(self) -> Optimizer:
+    def _nothing_ignored(self) -> OptimizerSettings:
         if self.min_lr_share and self.schedule != "cosine":
             raise ValueError(
                 f"'min_lr_share' belongs to schedule cosine and has no effect with {self.schedule!r}; remove it"
@@ -136,7 +124,7 @@ class Optimizer(Record):
         return self
 
 
-class Evaluate(Record):
+class EvaluateSettings(Record):
     """Scores of teacher and student on held-out problems, on the engine that is already up."""
 
     task: str
@@ -153,7 +141,7 @@ class Evaluate(Record):
     """So many rollouts of the *start* student on held-out problems are kept, and both KLs measured on them."""
 
 
-class Metrics(Record):
+class MetricSettings(Record):
     """What is measured, and where it goes."""
 
     full_every: PositiveInt = 10
@@ -166,7 +154,7 @@ class Metrics(Record):
     """Experiment trackers, beside metrics.jsonl."""
 
 
-class Checkpoints(Record):
+class CheckpointSettings(Record):
     """What `--resume` continues from."""
 
     every: PositiveInt = 50
@@ -178,15 +166,23 @@ class Checkpoints(Record):
 class Recipe(Record):
     """A whole recipe. Its result never depends on `token_budget`, nor, for given rollouts, on how many ranks train."""
 
-    student: Student
-    teacher: LocalTeacher
-    prompts: Prompts
+    name: str | None = None
+    """Folder of the run below --runs; null takes the recipe's name and the time."""
+    student: StudentSettings
+    teacher: LocalTeacherSettings
+    prompts: PromptSettings
     rollout: RolloutSettings = RolloutSettings()
+    advantage: Literal["reward", "log_ratio"] | None = None
+    """What tells a prompt's rollouts apart: group-normalised rewards, or group-centred means of log p_T − log p_S."""
+    rollout_selection: union_of(ROLLOUT_SELECTORS) = ROLLOUT_SELECTORS["all"]()
+    """Which of the step's rollouts train."""
     loss: Annotated[list[Term], Field(min_length=1)]
     """The terms; they add up."""
-    loss_temperature: PositiveFloat = 1.0
-    """Temperature of both models in objectives and statistics (not the sampler's); no T² factor."""
-    optimizer: Optimizer = Optimizer()
+    loss_temperature: scheduled(PositiveFloat) = 1.0
+    """Temperature of both models in objectives and statistics (not the sampler's); no T² factor. Or a ramp."""
+    stop_class: bool = True
+    """All tokens that end a turn, of student and teacher, count as one outcome (arXiv 2609.20511); for single turns."""
+    optimizer: OptimizerSettings = OptimizerSettings()
     steps: PositiveInt = 200
     """Optimizer steps."""
     prompts_per_step: PositiveInt = 8
@@ -201,10 +197,10 @@ class Recipe(Record):
     """Keys every draw of the run."""
     stop_after_skips: PositiveInt = 3
     """Non-finite steps in a row after which the run stops (each is skipped on every rank)."""
-    evaluate: Evaluate | None = None
+    evaluate: EvaluateSettings | None = None
     """Null evaluates nothing."""
-    metrics: Metrics = Metrics()
-    checkpoints: Checkpoints = Checkpoints()
+    metrics: MetricSettings = MetricSettings()
+    checkpoints: CheckpointSettings = CheckpointSettings()
     published: dict[str, Any] | None = None
     """The paper's figures for this recipe, with protocol and source."""
     reproduced_elsewhere: dict[str, Any] | None = None
@@ -222,7 +218,45 @@ class Recipe(Record):
             )
         return self
 
+    @model_validator(mode="after")
+    def _name_is_a_folder(self) -> Recipe:
+        if self.name is not None and (self.name in ("", ".", "..") or "/" in self.name or "\\" in self.name):
+            raise ValueError(f"name {self.name!r} is not the name of a folder; give one word without slashes")
+        return self
+
+    @model_validator(mode="after")
+    def _advantage_where_it_is_read(self) -> Recipe:
+        readers = [part.type for part in self.parts if "advantage" in part.needs]
+        if readers and self.advantage is None:
+            raise ValueError(f"{readers[0]!r} needs an advantage; set advantage: reward, or advantage: log_ratio")
+        if self.advantage is not None and not readers:
+            raise ValueError(f"'advantage: {self.advantage}' has no effect: nothing here reads it; remove it")
+        if self.advantage is not None and self.rollout.samples_per_prompt == 1:
+            raise ValueError("an advantage compares rollouts of one prompt; raise rollout.samples_per_prompt above 1")
+        rewarded = "advantage: reward" if self.advantage == "reward" else None
+        rewarded = rewarded or next((repr(part.type) for part in self.parts if "reward" in part.needs), None)
+        if rewarded and self.prompts.answer is None:
+            raise ValueError(f"{rewarded} needs rewards; name the answers' column in prompts.answer")
+        return self
+
+    @model_validator(mode="after")
+    def _sampled_tokens_at_one_temperature(self) -> Recipe:
+        for term in self.loss:
+            sampled = isinstance(term.objective, ChosenObjective) and term.objective.is_policy_gradient
+            if sampled and self.loss_temperature != self.rollout.temperature:
+                raise ValueError(
+                    f"objective {term.objective.type!r} follows sampled tokens: loss_temperature "
+                    f"{self.loss_temperature} and rollout.temperature {self.rollout.temperature} must be equal"
+                )
+        return self
+
     @property
-    def statistics(self) -> frozenset[str]:
-        """The statistics that the selectors need."""
-        return frozenset(name for term in self.loss for name in term.select.needs)
+    def parts(self) -> list[Record]:
+        """Everything that chooses or pays: it has `type` and `needs`."""
+        return [self.rollout_selection, *(part for term in self.loss for part in (term.select, term.objective))]
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What selectors and objectives read: names of statistics, `reward`, `advantage`."""
+        ratio = ("student_logprob", "teacher_logprob") if self.advantage == "log_ratio" else ()
+        return frozenset([*ratio, *(name for part in self.parts for name in part.needs)])

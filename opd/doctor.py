@@ -14,13 +14,15 @@ from typing import Any, Protocol, runtime_checkable
 from transformers import PreTrainedTokenizerBase
 
 from opd.batch import Prompt
-from opd.config import Evaluate, Prompts, Recipe
+from opd.config import EvaluateSettings, PromptSettings, Recipe
 from opd.distributed import world_size
 from opd.errors import DataError, EngineError, ModelError, RecipeError
-from opd.models import dropout_rates, load_config, load_tokenizer, text_config
+from opd.head.statistics import STATISTICS
+from opd.models import dropout_rates, load_config, load_tokenizer, text_config, token_count
 from opd.prompts import PromptSet, load_prompts, stop_tokens
 from opd.rollout.engine import RolloutEngine
-from opd.rollout.source import engine_type, read_rollouts, step_file
+from opd.rollout.files import read_rollouts, step_file
+from opd.rollout.start import engine_type
 from opd.teacher.check import check_tokenizers, check_vocabularies
 
 
@@ -35,11 +37,38 @@ class Evaluation(Protocol):
         """{score, stderr, n, …} of the weights that the engine holds."""
 
 
-DENSE = ("distributions",)
-"""What every objective needs of a teacher so far: the whole distribution at a token."""
-
-MakeEvaluation = Callable[[Evaluate, PreTrainedTokenizerBase, Prompts | None], Evaluation]
+MakeEvaluation = Callable[[EvaluateSettings, PreTrainedTokenizerBase, PromptSettings | None], Evaluation]
 """settings, the model's tokenizer, and the recipe's prompts, whose system message and template settings it shares."""
+
+
+@dataclass(frozen=True)
+class StopTokens:
+    """The ids that student and teacher declare to end a turn; one outcome together where `merged`."""
+
+    student: list[int]
+    teacher: list[int]
+    merged: bool
+
+    @property
+    def every(self) -> tuple[int, ...]:
+        """Both models' ids, ascending."""
+        return tuple(sorted({*self.student, *self.teacher}))
+
+    @property
+    def ends_rollouts(self) -> list[int]:
+        """What a rollout stops at: with a stop class any of its tokens, else the student's own."""
+        return list(self.every) if self.merged else self.student
+
+    def words(self, tokenizer: PreTrainedTokenizerBase) -> str:
+        """One line: what both models declare, and what becomes of it."""
+
+        def named(ids: list[int]) -> str:
+            return ", ".join(f"{tokenizer.convert_ids_to_tokens(i)!r} ({i})" for i in ids)
+
+        if self.student == self.teacher and len(self.every) == 1:
+            return f"student and teacher end a turn with {named(self.student)}"
+        fate = "one outcome in every statistic and objective" if self.merged else "kept apart (stop_class: false)"
+        return f"the student ends a turn with {named(self.student)}, the teacher with {named(self.teacher)}: {fate}"
 
 
 @dataclass(frozen=True)
@@ -50,7 +79,7 @@ class Checked:
     tokenizer: PreTrainedTokenizerBase
     teacher_tokenizer: PreTrainedTokenizerBase
     prompts: PromptSet
-    stop: list[int]
+    stop: StopTokens
     evaluation: Evaluation | None
     teacher_evaluation: Evaluation | None
 
@@ -60,15 +89,15 @@ def check(recipe: Recipe, make_evaluation: MakeEvaluation) -> Checked:
     check_machine(recipe)
     check_needs(recipe)
     check_ranks(recipe)
-    check_recorded(recipe)
     student, teacher = recipe.student, recipe.teacher
     tokenizer = load_tokenizer(student.model, student.revision)
     teacher_tokenizer = load_tokenizer(teacher.model, teacher.revision)
     check_tokenizers(tokenizer, teacher_tokenizer)
     configs = load_config(student.model, student.revision), load_config(teacher.model, teacher.revision)
     sizes = [text_config(config).vocab_size for config in configs]
-    check_vocabularies(len(tokenizer), student=sizes[0], teacher=sizes[1])
+    check_vocabularies(token_count(tokenizer), student=sizes[0], teacher=sizes[1])
     check_dropout(configs[0], student.model)
+    check_recorded(recipe, min(sizes))
     for config, model in zip(configs, (student.model, teacher.model), strict=True):
         check_context(recipe, config, model)
     prompts = load_prompts(recipe.prompts, tokenizer)
@@ -77,31 +106,51 @@ def check(recipe: Recipe, make_evaluation: MakeEvaluation) -> Checked:
         make_evaluation(recipe.evaluate, own, recipe.prompts) if asked else None
         for own, asked in zip((tokenizer, teacher_tokenizer), wanted, strict=True)
     ]
-    stop = stop_tokens(tokenizer, student.model, student.revision)
+    for evaluation, config, model in zip(evaluations, configs, (student.model, teacher.model), strict=True):
+        check_evaluation(recipe, evaluation, config, model)
+    stop = StopTokens(
+        stop_tokens(tokenizer, student.model, student.revision),
+        stop_tokens(teacher_tokenizer, teacher.model, teacher.revision),
+        merged=recipe.stop_class,
+    )
     return Checked(recipe, tokenizer, teacher_tokenizer, prompts, stop, *evaluations)
 
 
 def check_needs(recipe: Recipe) -> None:
     """RecipeError if a selector or an objective needs what this kind of teacher can't give."""
     for i, term in enumerate(recipe.loss):
-        for kind, part, needs in (("selector", term.select, term.select.needs), ("objective", term.objective, DENSE)):
-            if missing := sorted(set(needs) - recipe.teacher.gives):
+        whole = {"distributions"} if term.objective.reads_teacher else set()
+        for kind, part, needs in (("selector", term.select, set()), ("objective", term.objective, whole)):
+            read = {name for name in part.needs if name in STATISTICS and STATISTICS[name].needs_teacher}
+            if missing := sorted((read | needs) - recipe.teacher.gives):
                 raise RecipeError(
                     f"loss.{i}: {kind} {part.type!r} needs {', '.join(missing)}, and a teacher of type "
                     f"{recipe.teacher.type!r} can't give that; choose another {kind}, or a teacher that can"
                 )
 
 
-def check_recorded(recipe: Recipe) -> None:
-    """DataError if recorded rollouts are missing or broken for a step that the recipe trains."""
+def check_recorded(recipe: Recipe, vocabulary: int) -> None:
+    """DataError if recorded rollouts are missing, broken or too few for a step that the recipe trains."""
+    per_step = recipe.prompts_per_step * recipe.rollout.samples_per_prompt
     for step in range(recipe.steps if recipe.rollout.path is not None else 0):
         path = step_file(recipe.rollout.path, step)
         try:
             rollouts = read_rollouts(path)
         except (ValueError, TypeError) as error:
             raise DataError(f"{path} does not hold rollouts ({error}); record them again") from None
-        if not rollouts:
-            raise DataError(f"{path} holds no rollout; record as many steps as you train")
+        if len(rollouts) != per_step:
+            raise DataError(
+                f"{path} holds {len(rollouts)} rollouts, and a step wants prompts_per_step {recipe.prompts_per_step} × "
+                f"rollout.samples_per_prompt {recipe.rollout.samples_per_prompt} = {per_step}; record with "
+                f"metrics.rollouts={per_step}, or ask for fewer"
+            )
+        longest, largest = max(len(r.token_ids) for r in rollouts), max(max(r.token_ids) for r in rollouts)
+        if longest > recipe.token_budget:
+            raise DataError(
+                f"{path}: a rollout of {longest} tokens passes token_budget {recipe.token_budget}; raise it"
+            )
+        if largest >= vocabulary:
+            raise DataError(f"{path}: token id {largest} is beyond the models' {vocabulary}; record with this student")
 
 
 def check_context(recipe: Recipe, config: Any, model: str) -> None:
@@ -112,6 +161,25 @@ def check_context(recipe: Recipe, config: Any, model: str) -> None:
         raise RecipeError(
             f"{model!r} reads {context} tokens at most, and prompts.max_tokens {recipe.prompts.max_tokens} "
             f"+ rollout.max_new_tokens {recipe.rollout.max_new_tokens} = {longest}; lower one of them"
+        )
+
+
+def check_evaluation(recipe: Recipe, evaluation: Evaluation | None, config: Any, model: str) -> None:
+    """RecipeError if a held-out problem and its answer would not fit the model, or its rollout a micro-batch."""
+    if evaluation is None:
+        return
+    prompt = max(len(p.token_ids) for p in evaluation.prompts)
+    context = getattr(text_config(config), "max_position_embeddings", None)
+    if context and prompt + evaluation.max_new_tokens > context:
+        raise RecipeError(
+            f"{model!r} reads {context} tokens at most, and evaluate's longest problem of {prompt} tokens "
+            f"+ {evaluation.max_new_tokens} new ones pass that; lower evaluate.max_new_tokens"
+        )
+    longest = prompt + recipe.rollout.max_new_tokens
+    if recipe.evaluate.fixed_text and longest > recipe.token_budget:
+        raise RecipeError(
+            f"token_budget {recipe.token_budget} is below a rollout on evaluate's problems ({longest} tokens); "
+            f"raise it to {longest} or more, or set evaluate.fixed_text=0"
         )
 
 
@@ -145,8 +213,8 @@ def check_machine(recipe: Recipe) -> None:
     for package, wanted in wanted_packages(recipe).items():
         if not importlib.util.find_spec(package):
             raise EngineError(f"{wanted}, and {package} is not installed; pip install {package}, or change the recipe")
-    if engine_type(recipe.rollout) == "vllm" and recipe.precision == "fp64":
-        raise EngineError("vllm knows no precision fp64; take rollout.type=transformers, or precision=fp32")
+    if recipe.precision == "fp64":
+        raise EngineError("DeepSpeed and vLLM know no fp64, which exists for reference tests; take precision=fp32")
     if engine_type(recipe.rollout) == "vllm" and not importlib.util.find_spec("vllm"):
         raise EngineError(
             "rollout.type is vllm, and vllm is not installed; pip install -e '.[cpu]' or '.[gpu]', "

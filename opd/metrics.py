@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import resource
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from opd.batch import Rollout, TokenTable
-from opd.selection.scaling import clip_at_quantile, min_max
+from opd.selection.scaling import clip_at_quantile, min_max, scaled_entropy
 
 Metrics = dict[str, float | int | None]
 """What a step measured, by name; METRICS says what each means."""
@@ -29,7 +30,16 @@ METRICS: dict[str, tuple[str, str]] = {
     "length": ("tokens", "mean trained tokens of a rollout"),
     "truncated": ("share", "rollouts cut off at rollout.max_new_tokens"),
     "failed": ("share", "rollouts that ended in an engine error"),
+    "repetitive": ("share", "rollouts whose text zlib shrinks more than tenfold: loops"),
+    "stop_density": ("share", "trained tokens that end a turn"),
+    "student_stop_mass": ("probability", "of ending the turn, by the student, mean over all trained tokens"),
+    "teacher_stop_mass": ("probability", "the same by the teacher"),
+    "advantage": ("", "|A|, mean over rollouts; where the recipe names an advantage"),
+    "rollouts_kept": ("share", "rollouts that rollout_selection kept before the teacher was asked"),
+    "schedule/*": ("", "the value of a scheduled key at this step"),
     "term*/kept": ("share", "tokens that the term retains"),
+    "term*/tokens": ("tokens", "tokens that the term retains"),
+    "term*/weight": ("", "mean weight of the retained tokens: below 1 for a gate"),
     "term*/divergence_kept": ("share", "share of the step's total reverse KL that stands on the retained tokens"),
     "student_entropy": ("nats", "H_S, mean over all trained tokens"),
     "teacher_entropy": ("nats", "H_T, mean over all trained tokens"),
@@ -42,7 +52,7 @@ METRICS: dict[str, tuple[str, str]] = {
     "Q2": ("share", "ĥ above its cut only: unsure, and the teacher agrees"),
     "Q3": ("share", "δ̂ above its cut only: sure, and the teacher disagrees"),
     "Q4": ("share", "neither"),
-    "version": ("steps", "number of the weights that sampled the rollouts: steps before them, mean over tokens"),
+    "policy_version": ("steps", "steps that the weights which sampled the rollouts had seen, mean over tokens"),
     "step": ("steps", "optimizer steps so far, this one included"),
     "time/*": (
         "s",
@@ -52,12 +62,24 @@ METRICS: dict[str, tuple[str, str]] = {
     "tokens_per_second": ("tokens/s", "trained tokens over time/step, all ranks together"),
 }
 
-CLOCKED = ("time/", "memory/", "tokens_per_second")
-"""Metrics that no two runs share; all others are the same bit for bit in a resumed run."""
+REPORTED = (
+    "student_entropy",
+    "teacher_entropy",
+    "reverse_kl",
+    "forward_kl",
+    "student_stop_mass",
+    "teacher_stop_mass",
+)
+"""Statistics whose mean over all trained tokens is a metric."""
 
 
 def step_metrics(
-    table: TokenTable, weights: list[Tensor], rollouts: list[Rollout], *, cuts: tuple[float, float]
+    table: TokenTable,
+    weights: list[Tensor],
+    rollouts: list[Rollout],
+    *,
+    stop: tuple[int, ...],
+    cuts: tuple[float, float],
 ) -> Metrics:
     """The metrics that follow from the step's table, its terms' weights and its rollouts; the same on every rank."""
     metrics = {
@@ -66,30 +88,39 @@ def step_metrics(
         "length": _mean(table.length_B),
         "truncated": _mean(torch.tensor([r.finish == "length" for r in rollouts])),
         "failed": _mean(torch.tensor([r.finish == "error" for r in rollouts])),
-        "version": _mean(torch.tensor([v for r in rollouts for v in r.versions])),
+        "policy_version": _mean(torch.tensor([v for r in rollouts for v in r.versions])),
+        "stop_density": _mean(torch.isin(table.token_id_C, torch.tensor(stop, dtype=torch.long))),
     }
+    if not table.advantage_B.isnan().all():
+        metrics["advantage"] = _mean(table.advantage_B.abs())
     for i, weight_C in enumerate(weights):
         kept_C = weight_C > 0
         metrics[f"term{i}/kept"] = _mean(kept_C)
+        metrics |= {f"term{i}/tokens": float(kept_C.sum()), f"term{i}/weight": _mean(weight_C[kept_C])}
         if "reverse_kl" in table.statistics:
             total = table["reverse_kl"].sum()
             metrics[f"term{i}/divergence_kept"] = float(table["reverse_kl"][kept_C].sum() / total) if total > 0 else 0.0
-    for name in ("student_entropy", "teacher_entropy", "reverse_kl", "forward_kl"):
+    for name in REPORTED:
         if name in table.statistics:
             metrics[name] = _mean(table[name])
-    if {"student_logprob", "teacher_logprob", "behaviour_logprob"} <= table.statistics.keys():
+    if {"student_logprob", "teacher_logprob", "trainer_logprob"} <= table.statistics.keys():
         metrics["sampled_reverse_kl"] = _mean(table["student_logprob"] - table["teacher_logprob"])
-        gap_C = (table["behaviour_logprob"] - table.sampler_logprob_C).abs().double()
+        gap_C = (table["trainer_logprob"] - table.sampler_logprob_C).abs().double()
         metrics |= {"gap": _mean(gap_C), "gap_p99": _quantile(gap_C, 0.99)}
     if {"student_entropy", "reverse_kl"} <= table.statistics.keys():
-        h_C, d_C = scaled(table)
+        h_C, d_C = scaled_entropy(table["student_entropy"]), min_max(table["reverse_kl"])
         metrics |= quadrants(h_C, d_C, cuts=cuts)
     return metrics
 
 
-def scaled(table: TokenTable) -> tuple[Float[Tensor, " C"], Float[Tensor, " C"]]:
-    """ĥ (H_S clipped at its 98th percentile) and δ̂ (KL(S‖T)), each scaled to [0, 1] over the step."""
-    return min_max(clip_at_quantile(table["student_entropy"], 0.98)), min_max(table["reverse_kl"])
+def repetitive(texts: list[str]) -> float:
+    """Share of texts that zlib shrinks more than tenfold: loops. NaN of none.
+
+    >>> repetitive(["a" * 1000, "The answer is 12."])
+    0.5
+    """
+    sizes = [(len(text.encode()), len(zlib.compress(text.encode()))) for text in texts]
+    return sum(plain > 10 * packed for plain, packed in sizes) / len(sizes) if sizes else math.nan
 
 
 def quadrants(h_C: Float[Tensor, " C"], d_C: Float[Tensor, " C"], *, cuts: tuple[float, float]) -> dict[str, float]:
@@ -112,12 +143,10 @@ def _quantile(values: Tensor, q: float) -> float:
 
 
 class Clock:
-    """Wall seconds and peak memory of each phase, of the step and of the whole run; phases may stand within phases."""
+    """Wall seconds and peak memory of each phase since the last `take`; phases may stand within phases."""
 
     def __init__(self) -> None:
-        self._born = time.perf_counter()
-        self.step: dict[str, float] = {}
-        self.total: dict[str, float] = {}
+        self.since: dict[str, float] = {}
         self._open: list[str] = []
 
     @contextmanager
@@ -131,25 +160,19 @@ class Clock:
         finally:
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            for book in (self.step, self.total):
-                book[f"time/{phase}"] = book.get(f"time/{phase}", 0.0) + time.perf_counter() - began
+            self.since[f"time/{phase}"] = self.since.get(f"time/{phase}", 0.0) + time.perf_counter() - began
             self._note_peak()
             self._open.pop()
 
-    def seconds(self) -> float:
-        """Wall seconds since the clock was made."""
-        return time.perf_counter() - self._born
-
     def take(self) -> dict[str, float]:
-        """This step's figures; the next step starts empty."""
-        taken, self.step = self.step, {}
+        """The figures since the last call; the next ones start empty."""
+        taken, self.since = self.since, {}
         return taken
 
     def _note_peak(self) -> None:
         peak = _peak_gib()
         for name in (f"memory/{phase}" for phase in self._open):
-            for book in (self.step, self.total):
-                book[name] = max(book.get(name, 0.0), peak)
+            self.since[name] = max(self.since.get(name, 0.0), peak)
         _reset_peak()
 
 

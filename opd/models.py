@@ -63,10 +63,31 @@ def head_weights(weight_VH: Tensor, bias_V: Tensor | None, config: Any) -> HeadW
     return HeadWeights(weight_VH, bias_V, softcap=getattr(text, "final_logit_softcapping", None), scale=scale)
 
 
-def trained_states(backbone: nn.Module, batch: Batch) -> Float[Tensor, "C H"]:
-    """Last hidden states at the positions that predict the batch's trained tokens."""
-    out = backbone(input_ids=batch.input_ids_SW, position_ids=batch.position_SW, use_cache=False)
-    return out.last_hidden_state.flatten(0, 1)[batch.source_C]
+def trained_states(
+    backbone: nn.Module, batch: Batch, layer_share: float | None = None
+) -> tuple[Float[Tensor, "C H"], Float[Tensor, "C H"] | None]:
+    """Last hidden states at the positions that predict the batch's trained tokens, and a middle layer's or None.
+
+    layer_share: depth of the middle layer, whose states pass the final norm as the last ones do.
+    """
+    wants_layers = layer_share is not None
+    out = backbone(
+        input_ids=batch.input_ids_SW,
+        position_ids=batch.position_SW,
+        use_cache=False,
+        output_hidden_states=wants_layers,
+    )
+    last_CH = out.last_hidden_state.flatten(0, 1)[batch.source_C]
+    if not wants_layers:
+        return last_CH, None
+    layers = len(out.hidden_states) - 1
+    middle = out.hidden_states[max(1, round(layer_share * layers))]
+    return last_CH, backbone.norm(middle.flatten(0, 1)[batch.source_C])
+
+
+def token_count(tokenizer: PreTrainedTokenizerBase) -> int:
+    """One more than the largest token id: rows of an lm_head beyond it are padding."""
+    return max(tokenizer.get_vocab().values()) + 1
 
 
 def dropout_rates(config: Any) -> dict[str, float]:

@@ -14,7 +14,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from opd.batch import Prompt
-from opd.config import Prompts
+from opd.config import PromptSettings
 from opd.errors import DataError
 from opd.seeds import generator_for
 
@@ -42,7 +42,7 @@ def _epoch_order(total: int, epoch: int, seed: int) -> list[int]:
     return torch.randperm(total, generator=generator_for("prompts", seed, epoch)).tolist()
 
 
-def load_prompts(settings: Prompts, tokenizer: PreTrainedTokenizerBase) -> PromptSet:
+def load_prompts(settings: PromptSettings, tokenizer: PreTrainedTokenizerBase) -> PromptSet:
     """Tokenised prompts; over-long and duplicate ones dropped and counted. Raises DataError in one line."""
     prompts, seen, too_long, duplicates = [], set(), 0, 0
     for number, row in enumerate(load_rows(settings), start=1):
@@ -68,7 +68,7 @@ def load_prompts(settings: Prompts, tokenizer: PreTrainedTokenizerBase) -> Promp
     return PromptSet(prompts, too_long, duplicates)
 
 
-def load_rows(settings: Prompts) -> list[dict[str, Any]]:
+def load_rows(settings: PromptSettings) -> list[dict[str, Any]]:
     """The data set's rows, with the columns that the recipe names. Raises DataError in one line."""
     rows, columns = _hub_rows(settings) if settings.path is None else _file_rows(Path(settings.path), settings)
     for column in filter(None, (settings.question, settings.answer)):
@@ -77,7 +77,7 @@ def load_rows(settings: Prompts) -> list[dict[str, Any]]:
     return rows
 
 
-def _file_rows(path: Path, settings: Prompts) -> tuple[list[dict[str, Any]], list[str]]:
+def _file_rows(path: Path, settings: PromptSettings) -> tuple[list[dict[str, Any]], list[str]]:
     import pyarrow
     import pyarrow.parquet
 
@@ -98,7 +98,7 @@ def _file_rows(path: Path, settings: Prompts) -> tuple[list[dict[str, Any]], lis
     return rows, list(dict.fromkeys(key for row in rows for key in row))
 
 
-def _json_row(line: str, number: int, settings: Prompts) -> dict[str, Any]:
+def _json_row(line: str, number: int, settings: PromptSettings) -> dict[str, Any]:
     try:
         row = json.loads(line.strip())
     except json.JSONDecodeError as error:
@@ -113,7 +113,7 @@ def _json_row(line: str, number: int, settings: Prompts) -> dict[str, Any]:
     return row
 
 
-def _hub_rows(settings: Prompts) -> tuple[list[dict[str, Any]], list[str]]:
+def _hub_rows(settings: PromptSettings) -> tuple[list[dict[str, Any]], list[str]]:
     from datasets import load_dataset
     from datasets.exceptions import DatasetGenerationError
 
@@ -170,7 +170,7 @@ def stop_tokens(tokenizer: PreTrainedTokenizerBase, model: str, revision: str | 
     return found
 
 
-def _cell(row: dict[str, Any], column: str, number: int, settings: Prompts) -> str | list[dict[str, Any]]:
+def _cell(row: dict[str, Any], column: str, number: int, settings: PromptSettings) -> str | list[dict[str, Any]]:
     """The row's question: text, or chat messages that end with the user's."""
     value = row.get(column)
     if isinstance(value, str) and value.strip():
@@ -183,7 +183,7 @@ def _cell(row: dict[str, Any], column: str, number: int, settings: Prompts) -> s
     )
 
 
-def _extra(row: dict[str, Any], number: int, settings: Prompts) -> dict[str, Any]:
+def _extra(row: dict[str, Any], number: int, settings: PromptSettings) -> dict[str, Any]:
     extra = {k: v for k, v in row.items() if k != settings.question}
     if settings.answer is None:
         return extra
@@ -197,5 +197,5 @@ def _extra(row: dict[str, Any], number: int, settings: Prompts) -> dict[str, Any
     return extra | {"answer": str(answer).rpartition(marker)[2].strip() if marker else str(answer)}
 
 
-def _name(settings: Prompts) -> str:
+def _name(settings: PromptSettings) -> str:
     return f"prompts.path {settings.path!r}" if settings.path else f"prompts.dataset {settings.dataset!r}"

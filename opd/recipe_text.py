@@ -7,7 +7,7 @@ model or a tokenizer.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -21,7 +21,7 @@ from pydantic.fields import FieldInfo
 
 from opd.config import Recipe
 from opd.errors import RecipeError
-from opd.record import Record
+from opd.record import Ramp, Record
 
 UNKNOWN_KEY = ("extra_forbidden", "invalid_key")
 """What pydantic calls a key that no record has."""
@@ -172,6 +172,9 @@ def _place(loc: tuple[int | str, ...]) -> tuple[str, type[Record] | None, FieldI
         if len(records) > 1 and (tagged := [r for r in records if r.model_fields["type"].default == part]):
             records = tagged  # pydantic names the chosen type of a union in its path; the user's path does not
             continue
+        if part in ("number", "ramp") and field is not None and (ramps := _ramps(field.annotation)):
+            record, records = None, ramps if part == "ramp" else []  # nor is a schedule's
+            continue
         keys.append(str(part))
         if isinstance(part, int):
             continue
@@ -182,9 +185,18 @@ def _place(loc: tuple[int | str, ...]) -> tuple[str, type[Record] | None, FieldI
 
 
 def _records(annotation: Any) -> list[type[Record]]:
+    """The sections that a field can hold; a ramp stands for a number and is none."""
+    return [record for record in _all_records(annotation) if not issubclass(record, Ramp)]
+
+
+def _ramps(annotation: Any) -> list[type[Record]]:
+    return [record for record in _all_records(annotation) if issubclass(record, Ramp)]
+
+
+def _all_records(annotation: Any) -> list[type[Record]]:
     if isinstance(annotation, type) and not isinstance(annotation, UnionType) and issubclass(annotation, Record):
         return [annotation]
-    return [record for part in get_args(annotation) for record in _records(part)]
+    return [record for part in get_args(annotation) for record in _all_records(part)]
 
 
 def _sentence(field: FieldInfo, inner: list[type[Record]]) -> str:
@@ -195,15 +207,21 @@ def _sentence(field: FieldInfo, inner: list[type[Record]]) -> str:
 
 
 def _type_words(field: FieldInfo) -> str:
+    return f"{_words(field.annotation)} {_limits(field.metadata)}".strip()
+
+
+def _limits(metadata: Iterable[Any]) -> str:
     bounds = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
-    limits = [f"{sign} {getattr(m, name)}" for m in field.metadata for name, sign in bounds.items() if hasattr(m, name)]
-    return f"{_words(field.annotation)} {', '.join(limits)}".strip()
+    inner = [m for item in metadata for m in (item.metadata if isinstance(item, FieldInfo) else [item])]
+    return ", ".join(f"{sign} {getattr(m, name)}" for m in inner for name, sign in bounds.items() if hasattr(m, name))
 
 
 def _words(annotation: Any) -> str:
     arguments = get_args(annotation)
     if get_origin(annotation) is Annotated:
-        return _words(arguments[0])
+        return f"{_words(arguments[0])} {_limits(annotation.__metadata__)}".strip()
+    if isinstance(annotation, type) and issubclass(annotation, Ramp):
+        return "ramp"
     if get_origin(annotation) is Literal:
         return " | ".join(map(str, arguments))
     if records := _records(annotation):

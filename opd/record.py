@@ -1,10 +1,14 @@
-"""The base of everything that a recipe can hold: frozen, typed, and refusing what it does not know."""
+"""The base of everything that a recipe can hold: frozen, typed, refusing what it does not know; and ramps."""
 
-from typing import Annotated, Any, get_args
+from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+import math
+from typing import Annotated, Any, Generic, Literal, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 Share = Annotated[float, Field(gt=0, le=1)]
+Number = TypeVar("Number")
 
 
 class Record(BaseModel):
@@ -20,3 +24,40 @@ class Record(BaseModel):
             if field and isinstance(value, bool) and bool not in (field.annotation, *get_args(field.annotation)):
                 raise ValueError(f"{name!r} can't be {value}: it is no yes-or-no key")
         return data
+
+
+class Ramp(Record, Generic[Number]):
+    """A number that moves from `start` to `end` while training goes on; `opd/schedules.py` resolves it each step."""
+
+    shape: Literal["linear", "cosine"] = "linear"
+    """linear is D³S's (arXiv 2509.22115); cosine leaves and arrives slowly."""
+    start: Number
+    """The value of the first step."""
+    end: Number
+    """The value of the last step."""
+
+    def at(self, progress: float) -> float:
+        """The value at a progress in [0, 1] (clipped to it).
+
+        >>> Ramp[float](start=0.2, end=0.4).at(0.5)
+        0.30000000000000004
+        """
+        share = min(max(progress, 0.0), 1.0)
+        if self.shape == "cosine":
+            share = (1 - math.cos(math.pi * share)) / 2
+        return (1 - share) * self.start + share * self.end
+
+
+def scheduled(number: Any) -> Any:
+    """The type of a field that holds a number, or a ramp between two such numbers."""
+    return Annotated[
+        Annotated[number, Tag("number")] | Annotated[Ramp[number], Tag("ramp")],
+        Discriminator(lambda value: "ramp" if isinstance(value, (dict, Ramp)) else "number"),
+    ]
+
+
+def as_number(value: Any) -> float:
+    """The number itself; TypeError for a ramp, which is no number before `schedules.at` has resolved it."""
+    if isinstance(value, Ramp):
+        raise TypeError(f"{value!r} moves with progress: resolve the recipe with opd.schedules.at first")
+    return value

@@ -1,7 +1,8 @@
 """The run folder: what a run leaves behind, and what it refuses to overwrite.
 
 runs/<recipe>-<time>/
-  recipe.yaml  metrics.jsonl  rollouts/step-*.jsonl  fixed_text.jsonl  checkpoints/  model/  plot.png  summary.json
+  recipe.yaml  metrics.jsonl  rollouts/step-*.jsonl  fixed_text.jsonl  scores.json  checkpoints/  model/  plot.png
+  summary.json  and, where training was lost, nonfinite.jsonl
 """
 
 from __future__ import annotations
@@ -69,6 +70,11 @@ class RunFolder:
         with (self.path / "metrics.jsonl").open() as file:
             return json.loads(file.readline())
 
+    def skips(self) -> int:
+        """Non-finite steps in a row up to now."""
+        flags = [line["skipped"] for line in self.metrics()]
+        return len(flags) - max((i + 1 for i, skipped in enumerate(flags) if not skipped), default=0)
+
     def scores(self) -> dict[str, Any]:
         """Scores so far: {task: {teacher | student_start | student_end | step_N: {score, stderr, n}}}."""
         path = self.path / "scores.json"
@@ -85,29 +91,26 @@ class RunFolder:
         write_atomic(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
 
 
-def open_run(recipe: Recipe, *, recipe_path: str, name: str | None, runs: Path, resume: bool) -> RunFolder:
+def open_run(recipe: Recipe, *, recipe_path: str, runs: Path, resume: bool) -> RunFolder:
     """The folder of a new run, or of the one to resume. Raises RunError in one line; writes nothing."""
     if not (parent := next(p for p in (runs, *runs.absolute().parents) if p.exists())).is_dir():
         raise RunError(f"--runs {str(runs)!r}: {str(parent)!r} is a file; give a folder")
-    if name is not None and (not name or name in (".", "..") or Path(name).name != name):
-        raise RunError(f"--name {name!r} is not the name of a folder; give one word without slashes")
+    name = recipe.name
     path = runs / (name or f"{Path(recipe_path).stem}-{time.strftime('%Y%m%d-%H%M%S')}")
     if not resume:
         if path.exists():
             raise RunError(
-                f"run {str(path)!r} exists, and nothing is overwritten; choose another --name, or add --resume"
+                f"run {str(path)!r} exists, and nothing is overwritten; choose another name=, or add --resume"
             )
         return RunFolder(path)
     if name is None:
-        raise RunError("--resume needs --name, the run to continue")
+        raise RunError("--resume needs name=, the run to continue")
     if not path.exists():
-        raise RunError(f"there is no run {str(path)!r} to resume; check --name and --runs, or leave --resume out")
+        raise RunError(f"there is no run {str(path)!r} to resume; check name= and --runs, or leave --resume out")
     if (path / "summary.json").exists():
-        raise RunError(
-            f"run {str(path)!r} is finished: nothing is left to resume; start a new one under another --name"
-        )
+        raise RunError(f"run {str(path)!r} is finished: nothing is left to resume; start a new one under another name=")
     if not list((path / "checkpoints").glob("step-*")):
-        raise RunError(f"run {str(path)!r} has no checkpoint to resume from; start it again under another --name")
+        raise RunError(f"run {str(path)!r} has no checkpoint to resume from; start it again under another name=")
     before = load_recipe(path / "recipe.yaml")
     if changed := differences(before.model_dump(), recipe.model_dump()):
         raise RunError(
@@ -115,6 +118,25 @@ def open_run(recipe: Recipe, *, recipe_path: str, name: str | None, runs: Path, 
             "undo that, or start a new run"
         )
     return RunFolder(path)
+
+
+def summary_of(folder: RunFolder, recipe: Recipe, facts: dict[str, Any], after_last_step: Metrics) -> dict[str, Any]:
+    """What summary.json holds: recipe and facts, seconds and peak memory of each phase over all processes, scores."""
+    lines = [*folder.metrics(), after_last_step]
+    names = sorted({name for line in lines for name in line if name.startswith(("time/", "memory/"))})
+    whole = {name: [line[name] for line in lines if line.get(name) is not None] for name in names}
+    phases = {name: sum(values) if name.startswith("time/") else max(values) for name, values in whole.items()}
+    outermost = ("start", "evaluate", "step", "export")
+    return {
+        "recipe": recipe.model_dump(mode="json"),
+        "seed": recipe.seed,
+        "steps": recipe.steps,
+        **facts,
+        "wall_seconds": sum(phases.get(f"time/{phase}", 0.0) for phase in outermost),
+        "phases": phases,
+        "tokens_per_second": sum(line["tokens"] for line in lines[:-1]) / max(phases.get("time/step", 0.0), 1e-9),
+        "scores": folder.scores(),
+    }
 
 
 def differences(before: Any, after: Any, where: str = "") -> list[str]:

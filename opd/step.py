@@ -9,28 +9,42 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from opd.batch import Batch, Rollout, TeacherScores, TokenTable, token_table
-from opd.config import Recipe, Term
+from opd.batch import Batch, Rollout, TokenTable, token_table
+from opd.config import Recipe
 from opd.distributed import Ranks, Trainer
-from opd.head.loss import Payment
-from opd.head.statistics import STATISTICS
+from opd.head.statistics import MEASURED, STATISTICS, row_statistics
+from opd.head.tile import HeadSettings
 from opd.metrics import Clock, Metrics, step_metrics
+from opd.objectives.base import ChosenObjective
 from opd.packing import Layout, lay_out, pack
-from opd.seeds import generator_for
+from opd.plan import (
+    TermPlan,
+    chooses_late,
+    chosen_loss,
+    chosen_rollouts,
+    counts_before,
+    kept_rows,
+    pays,
+    plan,
+    with_ratio_advantage,
+    with_reward_advantage,
+)
 from opd.student import Statistics
-from opd.teacher.base import Teacher
+from opd.teacher.base import Teacher, TeacherScores
 
 Grade = Callable[[Rollout], float]
+REFERENCE = "reference_logprob"
+"""log p of the sampled token by the student at start; a model of its own, where an objective needs it."""
 
 
 @dataclass
 class Run:
-    """What a step works with; `train.py` builds it once."""
+    """What a step works with; `train.py` builds it once. stop: ids that end a turn, of student and teacher."""
 
     recipe: Recipe
     trainer: Trainer
@@ -39,62 +53,139 @@ class Run:
     layout: Layout
     grade: Grade | None
     clock: Clock
+    stop: tuple[int, ...] = ()
+    reference: Teacher | None = None
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a step leaves behind: metrics, and for the record its table and each term's weights."""
+    """What a step leaves behind: metrics, the rollouts that trained, their table and each term's weights."""
 
     metrics: Metrics
+    rollouts: list[Rollout]
     table: TokenTable
     weights: list[Tensor]
     skipped: bool
 
 
-def step(run: Run, rollouts: list[Rollout], index: int, lr: float) -> Outcome:
-    """Train on the step's rollouts (the same list on every rank), and update the weights once."""
-    recipe = run.recipe
-    needs = needed(recipe, index)
-    with run.clock("reward"):
-        reward_B = rewards(run, rollouts)
-    batches = micro_batches(run, rollouts)
-    run.teacher.start(rollouts)
-    one_pass = counts_before(recipe.loss, rollouts)
-    table = token_table(rollouts, {}, reward_B)
-    loss = torch.zeros((), dtype=torch.float64)
-    if one_pass is None:
-        with run.clock("score"):
-            scores, columns = score(run, batches, needs)
-            table = token_table(rollouts, gather(run.ranks, batches, columns, len(table)), reward_B)
-        weights = plan(recipe, table, index)
-        counts = [int((weight_C > 0).sum()) for weight_C in weights]
+@dataclass(frozen=True)
+class Work:
+    """One step's work: the recipe as it stands now, the rollouts that train, their table, this rank's micro-batches."""
+
+    recipe: Recipe
+    index: int
+    rollouts: list[Rollout]
+    table: TokenTable
+    batches: list[Batch]
+    settings: HeadSettings
+    needs: frozenset[str]
+
+
+def step(run: Run, recipe: Recipe, rollouts: list[Rollout], index: int) -> Outcome:
+    """Train on the step's rollouts (the same list on every rank), and update the weights once.
+
+    recipe: as `schedules.at` gives it for this step, every scheduled value a number.
+    """
+    work = prepare(run, recipe, rollouts, index)
+    counts = counts_before(recipe, work.table.length_B.tolist())
+    if counts is None:
+        table, plans, loss = score_then_train(run, work)
     else:
-        scores, counts, columns, weights = None, one_pass, [], []
+        table, plans, loss = train_in_one_pass(run, work, counts)
     with run.clock("train"):
-        for k, batch in enumerate(batches):
-            scored = scores[k] if scores else run.teacher.score(batch)
-            choose = chooser(recipe, table, index, batch, counts, weights)
-            part, statistics = run.trainer(batch, scored, needs=() if scores else needs, choose=choose)
-            run.trainer.backward(part, last=k + 1 == len(batches))
-            loss += part.detach().double().cpu()
-            columns.append(statistics)
-        update = run.trainer.update(lr)
-    if one_pass is not None:
-        table = token_table(rollouts, gather(run.ranks, batches, columns, len(table)), reward_B)
-        weights = plan(recipe, table, index)
-    metrics = step_metrics(table, weights, rollouts, cuts=recipe.metrics.quadrant_cuts)
+        update = run.trainer.update(recipe.optimizer.lr)
+    weights = [p.weight_C for p in plans]
+    metrics = step_metrics(table, weights, work.rollouts, stop=run.stop, cuts=recipe.metrics.quadrant_cuts)
     metrics |= {
-        "loss": float(run.ranks.sum(loss)),
-        "lr": lr,
+        "loss": float(run.ranks.sum(loss)) + chosen_loss(recipe.loss, plans),
+        "lr": recipe.optimizer.lr,
         "grad_norm": update.grad_norm,
         "skipped": float(update.skipped),
+        "rollouts_kept": len(work.rollouts) / max(1, len(rollouts)),
     }
-    return Outcome(metrics, table, weights, update.skipped)
+    return Outcome(metrics, work.rollouts, table, weights, update.skipped)
+
+
+def prepare(run: Run, recipe: Recipe, rollouts: list[Rollout], index: int) -> Work:
+    """Rewards, the rollouts that can be chosen by them, and micro-batches."""
+    with run.clock("reward"):
+        table = with_reward_advantage(recipe, token_table(rollouts, rewards(run, rollouts)))
+    if not chooses_late(recipe):
+        kept = chosen_rollouts(recipe, table, index).tolist()
+        rollouts = [rollouts[i] for i in kept]
+        table = token_table(rollouts, table.reward_B[kept], table.advantage_B[kept])
+    run.teacher.start(rollouts)
+    return Work(
+        recipe=recipe,
+        index=index,
+        rollouts=rollouts,
+        table=table,
+        batches=micro_batches(run, rollouts),
+        settings=head_settings(recipe, run.stop),
+        needs=needed(recipe, index),
+    )
+
+
+def score_then_train(run: Run, work: Work) -> tuple[TokenTable, list[TermPlan], Tensor]:
+    """Statistics of every token, the plan on the whole table, then the gradient of the tokens that pay."""
+    terms, loss = work.recipe.loss, torch.zeros((), dtype=torch.float64)
+    with run.clock("score"):
+        scores, columns = score(run, work.batches, work.needs, work.settings)
+        table = work.table.with_statistics(gather(run.ranks, work.batches, columns, len(work.table)))
+        table = with_ratio_advantage(work.recipe, table)
+        plans = plan(work.recipe, table, work.index)
+    with run.clock("train"):
+        for number, (batch, scored) in enumerate(zip(work.batches, scores, strict=True)):
+            kept = kept_rows(plans, batch.row_C.cpu())
+            batch, scored = batch.rows(kept), scored.rows(kept).to(run.ranks.device)
+            paying = pays(terms, plans, batch.row_C.cpu(), run.ranks.device)
+            part, _ = run.trainer(batch, scored, work.settings, pays_of=lambda _, paying=paying: paying)
+            run.trainer.backward(part, last=number + 1 == len(work.batches))
+            loss += part.detach().double().cpu()
+    return table, plans, loss
+
+
+def train_in_one_pass(run: Run, work: Work, counts: list[int]) -> tuple[TokenTable, list[TermPlan], Tensor]:
+    """The same gradient in one pass: each rollout decides for itself, and every term's count is known beforehand."""
+    terms, loss, columns = work.recipe.loss, torch.zeros((), dtype=torch.float64), []
+
+    def planned(table: TokenTable) -> list[TermPlan]:
+        return [replace(p, count=n) for p, n in zip(plan(work.recipe, table, work.index), counts, strict=True)]
+
+    with run.clock("train"):
+        for number, batch in enumerate(work.batches):
+            table = work.table.rows(batch.row_C.cpu())
+
+            def pays_of(statistics: Statistics, table: TokenTable = table) -> list:
+                known = {name: column.cpu() for name, column in statistics.items()}
+                return pays(terms, planned(table.with_statistics(known)), torch.arange(len(table)), run.ranks.device)
+
+            scored = run.teacher.score(batch)
+            part, statistics = run.trainer(batch, scored, work.settings, needs=work.needs, pays_of=pays_of)
+            run.trainer.backward(part, last=number + 1 == len(work.batches))
+            loss += part.detach().double().cpu()
+            columns.append(statistics)
+    table = work.table.with_statistics(gather(run.ranks, work.batches, columns, len(work.table)))
+    return table, planned(table), loss
 
 
 def needed(recipe: Recipe, index: int) -> frozenset[str]:
-    """The statistics of this step: what selectors need, and every `metrics.full_every` steps all there are."""
-    return frozenset(STATISTICS) if index % recipe.metrics.full_every == 0 else recipe.statistics
+    """The statistics of this step: what selectors and objectives need, and every so many steps all there are."""
+    measured = MEASURED if index % recipe.metrics.full_every == 0 else frozenset()
+    return measured | (recipe.needs & {*STATISTICS, REFERENCE})
+
+
+def head_settings(recipe: Recipe, stop: tuple[int, ...]) -> HeadSettings:
+    """What the head needs to know of a recipe at a step."""
+    chosen = [term.objective for term in recipe.loss if isinstance(term.objective, ChosenObjective)]
+    return HeadSettings(
+        temperature=recipe.loss_temperature,
+        sampler_temperature=recipe.rollout.temperature,
+        candidates=max((objective.candidates for objective in chosen), default=0),
+        stop=stop,
+        merge_stop=recipe.stop_class,
+        tile_bytes=recipe.tile_mib << 20,
+    )
 
 
 def rewards(run: Run, rollouts: list[Rollout]) -> Tensor:
@@ -116,69 +207,50 @@ def micro_batches(run: Run, rollouts: list[Rollout]) -> list[Batch]:
     return [lay_out(rollouts, indices, layout=run.layout).to(run.ranks.device) for indices in shares[run.ranks.index]]
 
 
-def counts_before(terms: list[Term], rollouts: list[Rollout]) -> list[int] | None:
-    """Each term's global count, if lengths alone decide all of them rollout by rollout; else None."""
-    lengths = [r.length for r in rollouts]
-    counts = [term.select.count_before(lengths) for term in terms]
-    known = None not in counts and not any(term.objective.mixes_tokens for term in terms)
-    return counts if known else None
-
-
-def score(run: Run, batches: list[Batch], needs: frozenset[str]) -> tuple[list[TeacherScores], list[Statistics]]:
-    """The teacher's scores and the statistics of every micro-batch, without gradient."""
+def score(
+    run: Run, batches: list[Batch], needs: frozenset[str], settings: HeadSettings
+) -> tuple[list[TeacherScores], list[Statistics]]:
+    """The teacher's scores (kept on the host) and the statistics of every micro-batch, without gradient."""
     scores, columns = [], []
     with torch.no_grad():
         for batch in batches:
-            scores.append(run.teacher.score(batch))
-            columns.append(run.trainer(batch, scores[-1], needs=needs)[1])
+            scored = run.teacher.score(batch)
+            statistics = run.trainer(batch, scored, settings, needs=needs - {REFERENCE})[1]
+            if REFERENCE in needs:
+                own = row_statistics(["student_logprob"], run.reference.score(batch), None, batch.token_id_C, settings)
+                statistics |= {REFERENCE: own["student_logprob"]}
+            scores.append(scored.to("cpu"))
+            columns.append(statistics)
     return scores, columns
 
 
 def divergences(run: Run, rollouts: list[Rollout]) -> dict[str, float]:
-    """Both KLs of the current student to the teacher on given text: mean per trained token, nats, and their number."""
+    """Both KLs of the current student to the teacher on given text: mean per trained token, nats, and their number.
+
+    `*_stderr`: of that mean, clustered by rollout.
+    """
+    names = frozenset({"reverse_kl", "forward_kl"})
     batches = micro_batches(run, rollouts)
     run.teacher.start(rollouts)
-    _, columns = score(run, batches, frozenset({"reverse_kl", "forward_kl"}))
+    settings = head_settings(run.recipe, run.stop)
+    _, columns = score(run, batches, names, replace(settings, candidates=0))
     tokens = sum(r.length for r in rollouts)
-    table = gather(run.ranks, batches, columns, tokens)
-    return {name: float(column.double().mean()) for name, column in table.items()} | {"tokens": tokens}
+    table = token_table(rollouts, torch.full((len(rollouts),), math.nan))
+    found: dict[str, float] = {"tokens": tokens}
+    for name, column in gather(run.ranks, batches, columns, tokens).items():
+        mean = column.double().mean()
+        sums_B = torch.zeros(len(rollouts), dtype=torch.float64).index_add(0, table.rollout_C, column.double() - mean)
+        found |= {name: float(mean), f"{name}_stderr": float((sums_B**2).sum().sqrt() / max(1, tokens))}
+    return found
 
 
 def gather(ranks: Ranks, batches: list[Batch], columns: list[Statistics], rows: int) -> Statistics:
     """The step's statistics in the table's order, the same on every rank: a sum over ranks of rows that each fills."""
-    names = sorted(columns[0])
-    if not names:
-        return {}
-    dtype = columns[0][names[0]].dtype
-    table = torch.zeros(len(names), rows, dtype=dtype)
-    for batch, statistics in zip(batches, columns, strict=True):
-        for i, name in enumerate(names):
-            table[i, batch.row_C.cpu()] = statistics[name].cpu()
-    return dict(zip(names, ranks.sum(table), strict=True))
-
-
-def plan(recipe: Recipe, table: TokenTable, index: int) -> list[Tensor]:
-    """Each term's weight for every token of the table, [C]; draws are keyed by run seed, step, term and rollout."""
-    return [
-        term.select.weights(table, lambda rollout, t=t: generator_for("select", recipe.seed, index, t, rollout))
-        for t, term in enumerate(recipe.loss)
-    ]
-
-
-def chooser(
-    recipe: Recipe, table: TokenTable, index: int, batch: Batch, counts: list[int], weights: list[Tensor]
-) -> Callable[[Statistics], list[Payment]]:
-    """What the batch's tokens pay: the step's plan cut to its rows, or, in one pass, its rollouts' own choice."""
-    rows = batch.row_C.cpu()
-
-    def choose(statistics: Statistics) -> list[Payment]:
-        own = [w[rows] for w in weights]
-        if not weights:
-            columns = {name: column.cpu() for name, column in statistics.items()}
-            own = plan(recipe, table.rows(rows).with_statistics(columns), index)
-        return [
-            Payment(term.objective, weight_C.double().to(batch.row_C.device) * (term.weight / max(1, count)))
-            for term, weight_C, count in zip(recipe.loss, own, counts, strict=True)
-        ]
-
-    return choose
+    gathered = {}
+    for name in sorted(columns[0]):
+        first = columns[0][name]
+        table = torch.zeros(rows, *first.shape[1:], dtype=first.dtype)
+        for batch, statistics in zip(batches, columns, strict=True):
+            table[batch.row_C.cpu()] = statistics[name].cpu()
+        gathered[name] = ranks.sum(table)
+    return gathered

@@ -9,73 +9,60 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from opd.batch import Batch, TeacherScores
+from opd.batch import Batch
 from opd.distributed import gathered
-from opd.head.loss import Payment, head_loss
+from opd.head.loss import Pay, head_loss
 from opd.head.statistics import row_statistics
+from opd.head.tile import HeadSettings
 from opd.head.weights import HiddenStates, align
 from opd.models import backbone, head_weights, trained_states
+from opd.teacher.base import TeacherScores
 
 BUCKET_BYTES = 1 << 30
 """Weights stream to the engine in buckets of at most this."""
 
 Statistics = dict[str, Tensor]
-Choose = Callable[[Statistics], list[Payment]]
+PaysOf = Callable[[Statistics], list[Pay]]
 """From a micro-batch's statistics to what its tokens pay."""
 
 
 class TiledHead(nn.Module):
     """The lm_head under its own name and weights; its forward takes hidden states and never returns logits."""
 
-    def __init__(
-        self, linear: nn.Linear, config: object, *, tokens: int, temperatures: tuple[float, float], tile_mib: int
-    ):
+    def __init__(self, linear: nn.Linear, config: object, *, tokens: int):
         super().__init__()
         self.weight, self.bias = linear.weight, linear.bias
-        self.config, self.tokens, self.tile_bytes = config, tokens, tile_mib << 20
-        self.temperature, self.sampler_temperature = temperatures
+        self.config, self.tokens = config, tokens
 
     def forward(
-        self, hidden_CH: Tensor, token_id_C: Tensor, teacher: TeacherScores, needs: Iterable[str], choose: Choose | None
+        self,
+        hidden_CH: Tensor,
+        weak_CH: Tensor | None,
+        token_id_C: Tensor,
+        teacher: TeacherScores,
+        settings: HeadSettings,
+        needs: Iterable[str],
+        pays_of: PaysOf | None,
     ) -> tuple[Tensor | None, Statistics]:
-        """(loss or None, statistics): first the statistics named in `needs`, then the loss of what `choose` picks."""
+        """(loss or None, statistics): first the statistics named in `needs`, then the loss of what `pays_of` says."""
         own, others = align(head_weights(self.weight, self.bias, self.config), teacher.head, self.tokens)
         student, teacher = HiddenStates(hidden_CH, own), HiddenStates(teacher.hidden_NH, others)
-        statistics = row_statistics(
-            needs,
-            student,
-            teacher,
-            token_id_C,
-            temperature=self.temperature,
-            sampler_temperature=self.sampler_temperature,
-            tile_bytes=self.tile_bytes,
-        )
-        if choose is None:
+        statistics = row_statistics(needs, student, teacher, token_id_C, settings)
+        if pays_of is None:
             return None, statistics
-        payments = choose(statistics)
-        loss = head_loss(student, teacher, payments, temperature=self.temperature, tile_bytes=self.tile_bytes)
-        return loss, statistics
+        return head_loss(student, teacher, pays_of(statistics), token_id_C, settings, weak_CH), statistics
 
 
 class Student(nn.Module):
     """Backbone and tiled head. tokens: the tokenizer's size, to which padded vocabularies of unequal size are cut.
 
-    temperatures: (of the loss, of the sampler).
+    layer_share: depth of the middle layer that an objective reads, or None.
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        *,
-        tokens: int,
-        temperatures: tuple[float, float] = (1.0, 1.0),
-        tile_mib: int = 256,
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, *, tokens: int, layer_share: float | None = None) -> None:
         super().__init__()
-        self.model = model
-        linear = model.get_output_embeddings()
-        head = TiledHead(linear, model.config, tokens=tokens, temperatures=temperatures, tile_mib=tile_mib)
-        model.set_output_embeddings(head)
+        self.model, self.layer_share = model, layer_share
+        model.set_output_embeddings(TiledHead(model.get_output_embeddings(), model.config, tokens=tokens))
         model.train()
 
     @property
@@ -84,14 +71,20 @@ class Student(nn.Module):
         return self.model.get_output_embeddings()
 
     def forward(
-        self, batch: Batch, teacher: TeacherScores, *, needs: Iterable[str] = (), choose: Choose | None = None
+        self,
+        batch: Batch,
+        teacher: TeacherScores,
+        settings: HeadSettings,
+        *,
+        needs: Iterable[str] = (),
+        pays_of: PaysOf | None = None,
     ) -> tuple[Tensor | None, Statistics]:
-        """Statistics of the batch's trained tokens, and with `choose` the loss of what it picks (else None).
+        """Statistics of the batch's trained tokens, and with `pays_of` the loss of what they pay (else None).
 
         An empty batch still runs backbone and head, so that every rank's collectives meet.
         """
-        hidden_CH = trained_states(backbone(self.model), batch)
-        return self.head(hidden_CH, batch.token_id_C, teacher, needs, choose)
+        hidden_CH, weak_CH = trained_states(backbone(self.model), batch, self.layer_share)
+        return self.head(hidden_CH, weak_CH, batch.token_id_C, teacher, settings, needs, pays_of)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """Whole weights under their checkpoint names, gathered bucket by bucket; collective: every rank exhausts it."""

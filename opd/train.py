@@ -10,18 +10,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
-from opd import checkpoint, distributed
+from opd import checkpoint, distributed, schedules
 from opd.batch import Rollout
-from opd.config import LocalTeacher as TeacherSpec
-from opd.config import Student as StudentSpec
+from opd.config import Recipe, StudentSettings
 from opd.doctor import Checked
 from opd.errors import TrainingError
-from opd.metrics import Clock
-from opd.models import DTYPES, load_model
+from opd.metrics import Clock, repetitive
+from opd.models import DTYPES, load_model, token_count
 from opd.packing import Layout
-from opd.prompts import stop_tokens
 from opd.report.card import write_card
 from opd.report.plot import plot_run
 from opd.report.progress import Progress
@@ -29,13 +27,18 @@ from opd.report.rollouts import record_rollouts
 from opd.report.table import print_summary
 from opd.rewards import grade
 from opd.rollout.engine import RolloutEngine, Sampling
-from opd.rollout.source import Source, engine_type, live, read_rollouts, recorded, start_engine, write_rollouts
-from opd.run import RunFolder, environment
-from opd.schedules import learning_rate
-from opd.step import Grade, Outcome, Run, divergences, step
+from opd.rollout.files import read_rollouts, write_rollouts
+from opd.rollout.source import Source, live, recorded
+from opd.rollout.start import engine_type, start_engine
+from opd.run import RunFolder, environment, summary_of
+from opd.step import REFERENCE, Grade, Outcome, Run, divergences, step
 from opd.student import Student
-from opd.teacher.check import check_reading, check_self_distillation
+from opd.teacher.check import check_reading, check_self_distillation, stop_report
 from opd.teacher.local import LocalTeacher
+from opd.teacher.settings import LocalTeacherSettings
+
+STOP_ROLLOUTS = 32
+"""Rollouts on which stopping is measured before step 1."""
 
 
 @dataclass
@@ -47,31 +50,31 @@ class Parts:
     run: Run
     engine: RolloutEngine | None
     source: Source
-    accelerator: Any
     environment: dict[str, Any]
-    first_step: int = 0
 
 
 def train(checked: Checked, folder: RunFolder, *, resume: bool) -> dict[str, Any]:
     """Run the checked recipe in its folder; returns the summary that it also writes there."""
     recipe = checked.recipe
     parts = build(checked, folder, resume=resume)
-    first = parts.first_step = restore(parts) if resume else 0
+    first = restore(parts) if resume else 0
     score_student(parts, "student_start", steps=first)
-    folder = parts.folder
-    skips = 0
+    if first == 0:
+        say_stops(parts)
+    skips = parts.folder.skips()
     with Progress(recipe.steps, done=first, shown=parts.run.ranks.is_main) as progress:
         for index in range(first, recipe.steps):
-            outcome, rollouts = one_step(parts, index)
+            outcome = one_step(parts, index)
             progress.show(index + 1, outcome.metrics)
             skips = skips + 1 if outcome.skipped else 0
-            stop_if_lost(parts, rollouts, index, skips)
+            stop_if_lost(parts, outcome.rollouts, index, skips)
             if recipe.evaluate and recipe.evaluate.every and (index + 1) % recipe.evaluate.every == 0:
                 score_student(parts, f"step_{index + 1}", steps=index + 1)
             if (index + 1) % recipe.checkpoints.every == 0 or index + 1 == recipe.steps:
-                checkpoint.save(folder.checkpoints, parts.run.trainer, steps=index + 1, keep=recipe.checkpoints.keep)
+                keep = recipe.checkpoints.keep
+                checkpoint.save(parts.folder.checkpoints, parts.run.trainer, steps=index + 1, keep=keep)
     score_student(parts, "student_end", steps=recipe.steps)
-    return finish(parts)
+    return finish(parts, resumed_from=first)
 
 
 def build(checked: Checked, folder: RunFolder, *, resume: bool) -> Parts:
@@ -97,38 +100,49 @@ def build(checked: Checked, folder: RunFolder, *, resume: bool) -> Parts:
     with clock("start"):
         engine = None
         if recipe.rollout.type != "recorded" or recipe.evaluate:
-            engine = engine_for(checked, ranks, recipe.student, checked.tokenizer)
+            stop = checked.stop.ends_rollouts
+            engine = engine_for(checked, ranks, recipe.student, stop)
         layout: Layout = "packed" if recipe.student.attention == "flash_attention_2" else "rows"
-        dtype = DTYPES[recipe.precision]
-        loading = {"dtype": dtype, "attention": recipe.teacher.attention, "revision": recipe.teacher.revision}
-        model = load_model(recipe.teacher.model, **loading).to(ranks.device).eval().requires_grad_(False)
-        check_reading(model, checked.prompts.prompts[:4], layout, recipe.teacher.model)
-        teacher = LocalTeacher(model)
+        teacher = LocalTeacher(load_frozen(checked, ranks, recipe.teacher, layout))
+        reference = None
+        if REFERENCE in recipe.needs:
+            reference = LocalTeacher(load_frozen(checked, ranks, recipe.student, layout))
         student = load_student(checked, ranks, layout)
         check_self_distillation(student, checked.prompts.prompts[:4], layout)
-        trainer = distributed.Trainer(accelerator, student, optimizer_for(student, checked))
-    run = Run(recipe, trainer, teacher, ranks, layout, grader(checked), clock)
-    return Parts(checked, folder, run, engine, source_for(checked, engine), accelerator, started_with)
+        trainer = distributed.Trainer(accelerator, student, optimizer_for(student, recipe))
+    run = Run(recipe, trainer, teacher, ranks, layout, grader(checked), clock, checked.stop.every, reference)
+    return Parts(checked, folder, run, engine, source_for(checked, engine), started_with)
 
 
 def engine_for(
-    checked: Checked, ranks: distributed.Ranks, spec: StudentSpec | TeacherSpec, tokenizer: PreTrainedTokenizerBase
+    checked: Checked, ranks: distributed.Ranks, spec: StudentSettings | LocalTeacherSettings, stop: list[int]
 ) -> RolloutEngine:
     """A rollout engine that holds the student or the teacher, and has room for prompts, rollouts and evaluations."""
     recipe = checked.recipe
     longest = recipe.prompts.max_tokens + recipe.rollout.max_new_tokens
     for evaluation in filter(None, (checked.evaluation, checked.teacher_evaluation)):
-        longest = max(longest, max(len(p.token_ids) for p in evaluation.prompts) + evaluation.max_new_tokens)
+        new = max(evaluation.max_new_tokens, recipe.rollout.max_new_tokens)
+        longest = max(longest, max(len(p.token_ids) for p in evaluation.prompts) + new)
     return start_engine(
         spec.model,
         recipe.rollout,
         ranks,
         dtype=DTYPES[recipe.precision],
         max_tokens=longest,
-        stop=stop_tokens(tokenizer, spec.model, spec.revision),
+        stop=stop,
         seed=recipe.seed,
         revision=spec.revision,
     )
+
+
+def load_frozen(
+    checked: Checked, ranks: distributed.Ranks, spec: StudentSettings | LocalTeacherSettings, layout: Layout
+) -> PreTrainedModel:
+    """A model that only scores: the teacher, or the student at start."""
+    loading = {"dtype": DTYPES[checked.recipe.precision], "attention": spec.attention, "revision": spec.revision}
+    model = load_model(spec.model, **loading).to(ranks.device).eval().requires_grad_(False)
+    check_reading(model, checked.prompts.prompts[:4], layout, spec.model)
+    return model
 
 
 def load_student(checked: Checked, ranks: distributed.Ranks, layout: Layout) -> Student:
@@ -138,16 +152,21 @@ def load_student(checked: Checked, ranks: distributed.Ranks, layout: Layout) -> 
     model = load_model(spec.model, dtype=DTYPES[recipe.precision], attention=spec.attention, revision=spec.revision)
     model = model.to(ranks.device)
     check_reading(model, checked.prompts.prompts[:4], layout, spec.model)
-    temperatures = (recipe.loss_temperature, recipe.rollout.temperature)
     if spec.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    student = Student(model, tokens=len(checked.tokenizer), temperatures=temperatures, tile_mib=recipe.tile_mib)
+    student = Student(model, tokens=token_count(checked.tokenizer), layer_share=layer_share(recipe))
     return student.to(ranks.device)
 
 
-def optimizer_for(student: Student, checked: Checked) -> torch.optim.Optimizer:
+def layer_share(recipe: Recipe) -> float | None:
+    """Depth of the middle layer that an objective reads, or None."""
+    shares = {share for term in recipe.loss if (share := getattr(term.objective, "layer_share", None)) is not None}
+    return min(shares, default=None)
+
+
+def optimizer_for(student: Student, recipe: Recipe) -> torch.optim.Optimizer:
     """AdamW; matrices decay, norms and biases do not."""
-    settings = checked.recipe.optimizer
+    settings = recipe.optimizer
     parameters = [p for p in student.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": settings.weight_decay},
@@ -175,7 +194,7 @@ def source_for(checked: Checked, engine: RolloutEngine | None) -> Source:
     if recipe.rollout.path is not None:
         return recorded(recipe.rollout.path)
     prompts, count = checked.prompts, recipe.prompts_per_step
-    return live(engine, lambda step: prompts.of_step(step, count, seed=recipe.seed), recipe.rollout, seed=recipe.seed)
+    return live(engine, lambda step: prompts.of_step(step, count, seed=recipe.seed), seed=recipe.seed)
 
 
 def restore(parts: Parts) -> int:
@@ -188,17 +207,18 @@ def restore(parts: Parts) -> int:
     return steps
 
 
-def one_step(parts: Parts, index: int) -> tuple[Outcome, list[Rollout]]:
+def one_step(parts: Parts, index: int) -> Outcome:
     """Rollouts, an optimizer step, and the new weights back to the engine; logged."""
-    run = parts.run
+    run, recipe = parts.run, schedules.at(parts.run.recipe, index)
     with run.clock("step"):
         with run.clock("generate"):
-            rollouts = parts.source(index)
-        outcome = step(run, rollouts, index, learning_rate(run.recipe.optimizer, index, run.recipe.steps))
+            rollouts = parts.source(recipe.rollout, index)
+        outcome = step(run, recipe, rollouts, index)
         with run.clock("sync"):
             sync(parts, index + 1)
-    log_step(parts, outcome, rollouts, index)
-    return outcome, rollouts
+    outcome.metrics.update({f"schedule/{key}": value for key, value in schedules.moving(run.recipe, recipe).items()})
+    log_step(parts, outcome, index)
+    return outcome
 
 
 def sync(parts: Parts, version: int) -> None:
@@ -207,15 +227,21 @@ def sync(parts: Parts, version: int) -> None:
         parts.engine.load(parts.run.trainer.student.weights(), version)
 
 
-def log_step(parts: Parts, outcome: Outcome, rollouts: list[Rollout], index: int) -> None:
+def log_step(parts: Parts, outcome: Outcome, index: int) -> None:
     """metrics.jsonl, trackers, a sample of rollouts, and a warning if engine and trainer drift apart."""
     clock = parts.run.clock.take()
-    outcome.metrics.update(clock, step=index + 1, tokens_per_second=outcome.metrics["tokens"] / clock["time/step"])
-    parts.accelerator.log(outcome.metrics, step=index + 1)
+    texts = parts.checked.tokenizer.batch_decode([r.completion for r in outcome.rollouts], skip_special_tokens=True)
+    outcome.metrics.update(
+        clock,
+        step=index + 1,
+        repetitive=repetitive(texts),
+        tokens_per_second=outcome.metrics["tokens"] / clock["time/step"],
+    )
+    parts.run.trainer.accelerator.log(outcome.metrics, step=index + 1)
     if not parts.run.ranks.is_main:
         return
     parts.folder.append_metrics(outcome.metrics)
-    record_rollouts(parts.folder.rollouts, index, rollouts, outcome, parts.checked)
+    record_rollouts(parts.folder.rollouts, index, outcome, texts, parts.checked)
     gap, first = outcome.metrics.get("gap"), parts.folder.first_metrics().get("gap")
     if gap is not None and first is not None and gap > max(3 * first, 0.1):
         warnings.warn(
@@ -245,7 +271,7 @@ def score_teacher(checked: Checked, folder: RunFolder, ranks: distributed.Ranks,
     if not settings or not settings.teacher or ranks.from_main("teacher" in folder.scores().get(settings.task, {})):
         return
     with clock("evaluate"):
-        engine = engine_for(checked, ranks, teacher, checked.teacher_tokenizer)
+        engine = engine_for(checked, ranks, teacher, checked.stop.teacher)
         score = checked.teacher_evaluation(engine)
         engine.close()
     if ranks.is_main:
@@ -267,6 +293,17 @@ def score_student(parts: Parts, who: str, *, steps: int) -> None:
     run.ranks.barrier()
 
 
+def say_stops(parts: Parts) -> None:
+    """What student and teacher declare and do where rollouts end, measured before step 1; warns where they differ."""
+    run, stop = parts.run, parts.checked.stop
+    now = schedules.at(run.recipe, 0)
+    lines, differs = stop_report(run, stop, parts.source(now.rollout, 0)[:STOP_ROLLOUTS], parts.checked.tokenizer)
+    if run.ranks.is_main:
+        print("\n".join(lines), flush=True)
+        if differs:
+            warnings.warn(lines[-1], stacklevel=2)
+
+
 def fixed_text(parts: Parts) -> list[Rollout]:
     """Rollouts of the start student on held-out problems, sampled once a run and kept."""
     recipe, path, ranks = parts.checked.recipe, parts.folder.fixed_text, parts.run.ranks
@@ -280,29 +317,26 @@ def fixed_text(parts: Parts) -> list[Rollout]:
     return ranks.from_main(read_rollouts(path) if ranks.is_main else None)
 
 
-def finish(parts: Parts) -> dict[str, Any]:
+def finish(parts: Parts, *, resumed_from: int) -> dict[str, Any]:
     """The model as a plain folder, the summary, the plot, the table."""
     run, folder = parts.run, parts.folder
     with run.clock("export"):
         run.trainer.student.export(folder.model, parts.checked.tokenizer, writes=run.ranks.is_main)
-    summary = {"recipe": run.recipe.model_dump(mode="json"), "seed": run.recipe.seed, "steps": run.recipe.steps}
-    summary |= parts.environment | {
-        "resumed_from": parts.first_step,
+    facts = {
         "ranks": run.ranks.count,
         "zero_stage": run.trainer.zero_stage,
+        "resumed_from": resumed_from,
+        "prompts": len(parts.checked.prompts.prompts),
+        "prompts_too_long": parts.checked.prompts.too_long,
+        "prompts_duplicate": parts.checked.prompts.duplicates,
     }
-    summary |= {"wall_seconds": run.clock.seconds(), "phases": dict(sorted(run.clock.total.items()))}
-    summary |= {"scores": folder.scores()}
-    summary |= {"prompts": len(parts.checked.prompts.prompts), "prompts_too_long": parts.checked.prompts.too_long}
-    summary |= {"prompts_duplicate": parts.checked.prompts.duplicates}
+    summary = summary_of(folder, run.recipe, parts.environment | facts, run.clock.take())
     if run.ranks.is_main:
-        metrics = folder.metrics()
-        summary["tokens_per_second"] = sum(m["tokens"] for m in metrics) / sum(m["time/step"] for m in metrics)
         folder.write_summary(summary)
         write_card(folder.model, summary)
-        plot_run(folder, metrics, summary["scores"])
+        plot_run(folder, folder.metrics(), summary["scores"])
         print_summary(folder, summary)
-    for tracker in parts.accelerator.trackers:
+    for tracker in run.trainer.accelerator.trackers:
         tracker.finish()
     if parts.engine is not None:
         parts.engine.close()

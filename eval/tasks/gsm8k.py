@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from eval.tasks.base import Problem, Task
-from opd.config import Prompts
+from opd.config import PromptSettings
 from opd.prompts import load_rows
 
 REVISION = "e53f048856ff4f594e959d75785d2c2d37b678ee"
@@ -15,7 +15,7 @@ FILE = "gsm8k_test.jsonl"
 def load(n: int) -> list[Problem]:
     """The first n test problems: from the folder named by OPD_DATA if it is set, else from the hub."""
     folder = os.environ.get("OPD_DATA")
-    rows = load_rows(Prompts(path=str(Path(folder) / FILE)) if folder else Prompts(**SOURCE))
+    rows = load_rows(PromptSettings(path=str(Path(folder) / FILE)) if folder else PromptSettings(**SOURCE))
     return [{"question": r["question"], "answer": r["answer"].rpartition("####")[2].strip()} for r in rows[:n]]
 
 

@@ -1,36 +1,85 @@
 """Row statistics: entropies, divergences and log-probs of each trained token, from one pass over tiles of rows."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from opd.head.cost import tile_rows
+from opd.head.tile import HeadSettings, Tile, at, log_softmax, top, weigh
 from opd.head.weights import HiddenStates, working_dtype
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """How a column of the token table comes from a tile: `of(tile)` is [n], or [n, K] for candidates."""
+
+    of: Callable[[Tile], Tensor]
+    needs_teacher: bool
+    is_candidate: bool = False
 
 
 def entropy(log_p_nV: Float[Tensor, "n V"]) -> Float[Tensor, " n"]:
     """H = −Σ p log p, nats."""
-    return -(log_p_nV.exp() * log_p_nV).sum(-1)
+    return -weigh(log_p_nV.exp(), log_p_nV).sum(-1)
 
 
 def kl(log_p_nV: Float[Tensor, "n V"], log_q_nV: Float[Tensor, "n V"]) -> Float[Tensor, " n"]:
     """KL(p‖q) = Σ p (log p − log q), nats; rounding below zero is cut off."""
-    return (log_p_nV.exp() * (log_p_nV - log_q_nV)).sum(-1).clamp_min(0)
+    return weigh(log_p_nV.exp(), log_p_nV - log_q_nV).sum(-1).clamp_min(0)
 
 
-STUDENT: dict[str, Callable[[Tensor], Tensor]] = {"student_entropy": entropy}
-TEACHER: dict[str, Callable[[Tensor], Tensor]] = {"teacher_entropy": entropy}
-BOTH: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "reverse_kl": kl,
-    "forward_kl": lambda log_ps_nV, log_pt_nV: kl(log_pt_nV, log_ps_nV),
+def _trainer_logprob(tile: Tile) -> Tensor:
+    return at(log_softmax(tile.logits_nV, tile.settings.sampler_temperature), tile.raw_token_id_n)
+
+
+def _stop_mass(log_p_nV: Tensor, tile: Tile) -> Tensor:
+    return log_p_nV[:, tile.stop].exp().sum(-1)
+
+
+def _candidates(tile: Tile) -> Tensor:
+    return top(tile.student(), tile.settings.candidates)
+
+
+def _teacher_top(tile: Tile) -> Tensor:
+    return tile.teacher().argmax(-1)
+
+
+STATISTICS: dict[str, Statistic] = {
+    "student_entropy": Statistic(lambda t: entropy(t.student()), needs_teacher=False),
+    "teacher_entropy": Statistic(lambda t: entropy(t.teacher()), needs_teacher=True),
+    "reverse_kl": Statistic(lambda t: kl(t.student(), t.teacher()), needs_teacher=True),
+    "forward_kl": Statistic(lambda t: kl(t.teacher(), t.student()), needs_teacher=True),
+    "student_logprob": Statistic(lambda t: at(t.student(), t.token_id_n), needs_teacher=False),
+    "teacher_logprob": Statistic(lambda t: at(t.teacher(), t.token_id_n), needs_teacher=True),
+    "trainer_logprob": Statistic(_trainer_logprob, needs_teacher=False),
+    "student_stop_mass": Statistic(lambda t: _stop_mass(t.student(), t), needs_teacher=False),
+    "teacher_stop_mass": Statistic(lambda t: _stop_mass(t.teacher(), t), needs_teacher=True),
+    "candidate_id": Statistic(_candidates, needs_teacher=False, is_candidate=True),
+    "candidate_student_logprob": Statistic(
+        lambda t: t.student().gather(-1, _candidates(t)), needs_teacher=False, is_candidate=True
+    ),
+    "candidate_teacher_logprob": Statistic(
+        lambda t: t.teacher().gather(-1, _candidates(t)), needs_teacher=True, is_candidate=True
+    ),
+    "teacher_top_id": Statistic(_teacher_top, needs_teacher=True, is_candidate=True),
+    "teacher_top_student_logprob": Statistic(
+        lambda t: at(t.student(), _teacher_top(t)), needs_teacher=True, is_candidate=True
+    ),
+    "teacher_top_logprob": Statistic(lambda t: t.teacher().amax(-1), needs_teacher=True, is_candidate=True),
 }
-SAMPLED = ("student_logprob", "teacher_logprob", "behaviour_logprob")
-"""log p_S and log p_T of the sampled token at the loss's temperature; log p_S at the sampler's (`behaviour`)."""
+"""Every statistic by name, in nats (ids and masses excepted), at the loss's temperature, of merged outcomes.
 
-STATISTICS: tuple[str, ...] = (*STUDENT, *TEACHER, *BOTH, *SAMPLED)
-NEEDS_TEACHER = frozenset({*TEACHER, *BOTH, "teacher_logprob"})
+`trainer_logprob` alone is raw and at the sampler's temperature: what the sampler's own log-prob is compared with.
+`*_stop_mass`: probability of the end tokens together. `candidate_*`: the student's top K, highest first, [n, K].
+"""
+
+MEASURED: frozenset[str] = frozenset(name for name, statistic in STATISTICS.items() if not statistic.is_candidate)
+"""Statistics that a step can report as numbers."""
 
 
 @torch.no_grad()
@@ -39,53 +88,21 @@ def row_statistics(
     student: HiddenStates,
     teacher: HiddenStates | None,
     token_id_N: Int[Tensor, " N"],
-    *,
-    temperature: float,
-    sampler_temperature: float,
-    tile_bytes: int,
-) -> dict[str, Float[Tensor, " N"]]:
-    """The statistics named in `needs` (see STATISTICS) for every row, [N] each, in nats.
+    settings: HeadSettings,
+) -> dict[str, Tensor]:
+    """The statistics named in `needs` for every row: [N] each, [N, K] for candidates.
 
-    The teacher's head is touched only where a statistic needs it. Raises KeyError for a name that does not exist.
+    The teacher's head is touched only where a statistic needs it. Raises KeyError for a name that does not exist, and
+    ValueError where a teacher is needed and None.
     """
     names = sorted(set(needs))
     if unknown := set(names) - set(STATISTICS):
-        raise KeyError(f"no such statistic: {sorted(unknown)}; there are {STATISTICS}")
-    dtype = working_dtype(student.hidden_NH.dtype)
-    columns = {name: torch.zeros(len(student), dtype=dtype, device=student.hidden_NH.device) for name in names}
-    if not names:
-        return columns
-    n = tile_rows(student.head.vocabulary, itemsize=dtype.itemsize, tile_bytes=tile_bytes)
-    for rows_n in torch.arange(len(student), device=student.hidden_NH.device).split(n):
-        logits_nV = student.head.logits(student.hidden_NH[rows_n])
-        log_ps_nV = torch.log_softmax(logits_nV / temperature, dim=-1)
-        if "behaviour_logprob" in columns:
-            columns["behaviour_logprob"][rows_n] = _sampled(
-                torch.log_softmax(logits_nV / sampler_temperature, dim=-1), token_id_N[rows_n]
-            )
-        del logits_nV
-        log_pt_nV = (
-            teacher.log_probs(rows_n, temperature) if teacher is not None and NEEDS_TEACHER & set(names) else None
-        )
+        raise KeyError(f"no such statistic: {sorted(unknown)}; there are {tuple(STATISTICS)}")
+    rows, device, dtype = len(student), student.hidden_NH.device, working_dtype(student.hidden_NH.dtype)
+    parts: dict[str, list[Tensor]] = {name: [] for name in names}
+    n = tile_rows(student.head.vocabulary, itemsize=dtype.itemsize, tile_bytes=settings.tile_bytes)
+    for rows_n in torch.arange(rows, device=device).split(n) if names else []:
+        tile = Tile(rows_n, student, teacher, token_id_N, settings)
         for name in names:
-            if name != "behaviour_logprob":
-                columns[name][rows_n] = _statistic(name, log_ps_nV, log_pt_nV, token_id_N[rows_n])
-    return columns
-
-
-def _statistic(name: str, log_ps_nV: Tensor, log_pt_nV: Tensor | None, token_id_n: Tensor) -> Tensor:
-    if name in STUDENT:
-        return STUDENT[name](log_ps_nV)
-    if name == "student_logprob":
-        return _sampled(log_ps_nV, token_id_n)
-    if log_pt_nV is None:
-        raise ValueError(f"statistic {name!r} needs a teacher's distribution, and none was given")
-    if name in TEACHER:
-        return TEACHER[name](log_pt_nV)
-    if name == "teacher_logprob":
-        return _sampled(log_pt_nV, token_id_n)
-    return BOTH[name](log_ps_nV, log_pt_nV)
-
-
-def _sampled(log_p_nV: Tensor, token_id_n: Tensor) -> Tensor:
-    return log_p_nV.gather(-1, token_id_n[:, None]).squeeze(-1)
+            parts[name].append(STATISTICS[name].of(tile).to(dtype))
+    return {name: torch.cat(columns) for name, columns in parts.items()}

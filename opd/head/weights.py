@@ -56,9 +56,21 @@ class HiddenStates:
     def __len__(self) -> int:
         return self.hidden_NH.shape[0]
 
-    def log_probs(self, rows_n: Tensor, temperature: float) -> Float[Tensor, "n V"]:
-        """log softmax(logits / temperature) of those rows; one tile's worth, never all."""
-        return torch.log_softmax(self.head.logits(self.hidden_NH[rows_n]) / temperature, dim=-1)
+    def logits(self, rows_n: Tensor) -> Float[Tensor, "n V"]:
+        """Logits of those rows; one tile's worth, never all."""
+        return self.head.logits(self.hidden_NH[rows_n])
+
+    def rows(self, rows_n: Tensor) -> HiddenStates:
+        """The states of those rows alone."""
+        return replace(self, hidden_NH=self.hidden_NH[rows_n.to(self.hidden_NH.device)])
+
+    def to(self, device: torch.device | str) -> HiddenStates:
+        """The same states on `device`; the head stays where it is."""
+        return replace(self, hidden_NH=self.hidden_NH.to(device))
+
+    def cut(self, vocabulary: int) -> HiddenStates:
+        """The same states with the head over the first `vocabulary` tokens."""
+        return replace(self, head=self.head.cut(vocabulary))
 
 
 def working_dtype(dtype: torch.dtype) -> torch.dtype:

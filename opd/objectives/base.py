@@ -1,26 +1,123 @@
-"""What every dense objective has in common."""
+"""What a retained token pays: the three kinds of objective, each a frozen record that is also the callable.
 
+- dense: elementwise functions of the outcomes' log-probabilities; the head sums over the vocabulary.
+- chosen: a loss on the token table, from log-probabilities of chosen tokens; it may mix tokens and rollouts.
+- rows: plain torch on whole rows under the tile budget, for what fits neither.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
 from typing import ClassVar
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from opd.batch import TokenTable
+from opd.head.outcomes import Outcomes, Whole
 from opd.record import Record
 
-Tile = Float[Tensor, "n V"]
+Outcome = Float[Tensor, "n O"]
 
 
-class DenseObjective(Record):
-    """A loss that is a sum over the vocabulary of an elementwise function f(log p_S, log p_T).
-
-    Calling it gives value f and slope f′ = ∂f/∂log p_S, both [n, V], log p_S taken as a free variable. The head sums f
-    over the vocabulary and forms the gradient with respect to the logits, f′ − p_S·Σf′.
-    """
+class Objective(Record):
+    """What the three kinds share: `needs` names the statistics that it reads from the token table."""
 
     type: str
-    mixes_tokens: ClassVar[bool] = False
-    """Whether a token's value depends on other tokens (then the step needs the whole table first)."""
+    needs: ClassVar[tuple[str, ...]] = ()
+    reads_teacher: ClassVar[bool] = True
+    """Whether the teacher's whole distribution at a token is read."""
 
-    def __call__(self, log_ps_nV: Tile, log_pt_nV: Tile) -> tuple[Tile, Tile]:
-        """(f, f′) of a tile of rows, each [n, V]."""
+
+class DenseObjective(Objective):
+    """A loss that is a sum over outcomes of an elementwise function f(log p_S, log p_T).
+
+    Calling it gives value f and slope f′ = ∂f/∂log p_S, both [n, O], log p_S taken as a free variable. The head sums f
+    and forms the gradient with respect to the logits, f′ − p_S·Σf′. An outcome of probability 0 counts nothing.
+    """
+
+    @property
+    def outcomes(self) -> Outcomes:
+        """What the sum runs over."""
+        return Whole()
+
+    def __call__(self, log_ps_nO: Outcome, log_pt_nO: Outcome | None) -> tuple[Outcome, Outcome]:
+        """(f, f′) of a tile of rows, each [n, O]."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What a chosen objective pays in all: Σ slope · log p_S(id) has the loss's gradient.
+
+    value: the loss itself, nats, already over its own count. token_id_CK, slope_CK: [C, K]; slope 0 pays nothing.
+    """
+
+    value: Float[Tensor, ""]
+    token_id_CK: Int[Tensor, "C K"]
+    slope_CK: Float[Tensor, "C K"]
+
+
+class ChosenObjective(Objective):
+    """A loss on log-probabilities of chosen tokens: the sampled one, the student's top K, or the teacher's first.
+
+    The gradient is taken on the token table, the same on every rank, and handed to the head as slopes.
+    """
+
+    reads_teacher: ClassVar[bool] = False
+    is_policy_gradient: ClassVar[bool] = False
+    """Whether it is an expectation over sampled tokens, so that the sampler's temperature must be the loss's."""
+    token_ids: ClassVar[str | None] = None
+    """The statistic that holds the chosen ids; None for the sampled token."""
+    logprobs: ClassVar[str] = "student_logprob"
+    """The statistic that holds the student's log-probabilities of the chosen tokens."""
+
+    @property
+    def candidates(self) -> int:
+        """K of the student's top K, where it is asked for."""
+        return 0
+
+    def loss(
+        self, log_p_CK: Float[Tensor, "C K"], table: TokenTable, weight_C: Float[Tensor, " C"]
+    ) -> Float[Tensor, ""]:
+        """The loss over its own count, nats, differentiable in the student's log-probabilities of the chosen tokens."""
+        raise NotImplementedError
+
+    def choose(self, table: TokenTable, weight_C: Float[Tensor, " C"]) -> Chosen:
+        """Loss and slopes on the whole step's table."""
+        columns_CK = table[self.logprobs].double()
+        log_p_CK = columns_CK.reshape(len(table), -1).clone().requires_grad_()
+        ids_CK = (table.token_id_C if self.token_ids is None else table[self.token_ids]).long().reshape(len(table), -1)
+        with torch.enable_grad():
+            value = self.loss(log_p_CK, table, weight_C.double())
+            (slope_CK,) = torch.autograd.grad(value, log_p_CK) if value.requires_grad else (torch.zeros_like(log_p_CK),)
+        return Chosen(value.detach(), ids_CK, slope_CK)
+
+
+def mean_over(value_C: Float[Tensor, " C"], weight_C: Float[Tensor, " C"]) -> Float[Tensor, ""]:
+    """Σ weight · value over the number of tokens with weight; 0 where there is none, NaN where a weight is."""
+    kept_C = ~(weight_C <= 0)
+    return (value_C[kept_C] * weight_C[kept_C]).sum() / max(1, int(kept_C.sum()))
+
+
+class RowsObjective(Objective):
+    """Plain torch on blocks [n, V] of logits; the head takes its gradient by autograd, a tile at a time."""
+
+    reads_teacher: ClassVar[bool] = False
+    layer_share: ClassVar[float | None] = None
+    """Where a middle layer's logits are read too: at this share of the student's depth."""
+
+    def constants(self, table: TokenTable, weight_C: Float[Tensor, " C"]) -> Float[Tensor, " C"]:
+        """A number for each token that depends on the whole step, without gradient."""
+        return torch.zeros_like(weight_C)
+
+    def rows(
+        self,
+        logits_nV: Float[Tensor, "n V"],
+        weak_logits_nV: Float[Tensor, "n V"],
+        token_id_n: Int[Tensor, " n"],
+        constant_n: Float[Tensor, " n"],
+    ) -> Float[Tensor, " n"]:
+        """Each row's loss, nats, differentiable in both logits."""
         raise NotImplementedError

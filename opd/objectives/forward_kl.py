@@ -1,18 +1,20 @@
-"""Forward KL: the student is charged for what the teacher would do and it does not."""
+"""Forward KL: the student is charged for what the teacher would do and it would not."""
 
 from typing import Literal
 
-from opd.objectives.base import DenseObjective, Tile
+from opd.head.tile import weigh
+from opd.objectives.base import Outcome
+from opd.objectives.divergence import Divergence
 
 
-class ForwardKL(DenseObjective):
+class ForwardKL(Divergence):
     """KL(T‖S) = Σ p_T (log p_T − log p_S), nats. f′ = −p_T.
 
-    Mass-covering; the classical objective of distillation (arXiv 1503.02531).
+    Mass-covering: plain knowledge distillation, here on the student's own rollouts (GKD, arXiv 2306.13649).
     """
 
     type: Literal["forward_kl"] = "forward_kl"
 
-    def __call__(self, log_ps_nV: Tile, log_pt_nV: Tile) -> tuple[Tile, Tile]:
-        pt_nV = log_pt_nV.exp()
-        return pt_nV * (log_pt_nV - log_ps_nV), -pt_nV
+    def __call__(self, log_ps_nO: Outcome, log_pt_nO: Outcome) -> tuple[Outcome, Outcome]:
+        pt_nO = log_pt_nO.exp()
+        return weigh(pt_nO, log_pt_nO - log_ps_nO), -pt_nO

@@ -2,10 +2,12 @@
 
 from typing import Literal
 
-from opd.objectives.base import DenseObjective, Tile
+from opd.head.tile import weigh
+from opd.objectives.base import Outcome
+from opd.objectives.divergence import Divergence
 
 
-class ReverseKL(DenseObjective):
+class ReverseKL(Divergence):
     """KL(S‖T) = Σ p_S (log p_S − log p_T), nats. f′ = f + p_S.
 
     Mode-seeking; the objective of on-policy distillation in MiniLLM (arXiv 2306.08543) and TIP (arXiv 2604.14084).
@@ -13,7 +15,7 @@ class ReverseKL(DenseObjective):
 
     type: Literal["reverse_kl"] = "reverse_kl"
 
-    def __call__(self, log_ps_nV: Tile, log_pt_nV: Tile) -> tuple[Tile, Tile]:
-        ps_nV = log_ps_nV.exp()
-        value_nV = ps_nV * (log_ps_nV - log_pt_nV)
-        return value_nV, value_nV + ps_nV
+    def __call__(self, log_ps_nO: Outcome, log_pt_nO: Outcome) -> tuple[Outcome, Outcome]:
+        ps_nO = log_ps_nO.exp()
+        value_nO = weigh(ps_nO, log_ps_nO - log_pt_nO)
+        return value_nO, value_nO + ps_nO

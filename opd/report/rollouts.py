@@ -4,28 +4,33 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from opd.batch import Rollout
+from torch import Tensor
+
 from opd.doctor import Checked
-from opd.rollout.source import step_file, write_rollouts
+from opd.rollout.files import step_file, write_rollouts
 from opd.step import Outcome
 
 
-def record_rollouts(folder: Path, index: int, rollouts: list[Rollout], outcome: Outcome, checked: Checked) -> None:
+def record_rollouts(folder: Path, index: int, outcome: Outcome, texts: list[str], checked: Checked) -> None:
     """The step's first `metrics.rollouts` rollouts as JSONL; `rollout.path` of another recipe can read them again."""
-    shown = rollouts[: checked.recipe.metrics.rollouts]
+    shown = outcome.rollouts[: checked.recipe.metrics.rollouts]
     if shown:
-        write_rollouts(step_file(folder, index), shown, [_more(i, r, outcome, checked) for i, r in enumerate(shown)])
+        more = [_more(i, text, outcome, checked) for i, text in zip(range(len(shown)), texts, strict=False)]
+        write_rollouts(step_file(folder, index), shown, more)
 
 
-def _more(i: int, rollout: Rollout, outcome: Outcome, checked: Checked) -> dict:
-    mine_C = outcome.table.rollout_C == i
-    columns = outcome.table.statistics
+def _more(i: int, text: str, outcome: Outcome, checked: Checked) -> dict:
+    table, rollout = outcome.table, outcome.rollouts[i]
+    mine_C = table.rollout_C == i
+    prompt = [t for t, own in zip(rollout.token_ids, rollout.trained, strict=True) if not own]
     return {
-        "prompt": checked.tokenizer.decode(
-            [t for t, own in zip(rollout.token_ids, rollout.trained, strict=True) if not own]
-        ),
-        "text": checked.tokenizer.decode(rollout.completion),
-        "reward": float(outcome.table.reward_B[i]),
+        "prompt": checked.tokenizer.decode(prompt),
+        "text": text,
+        "reward": float(table.reward_B[i]),
         "weights": [weight_C[mine_C].tolist() for weight_C in outcome.weights],
-        "statistics": {name: [round(x, 5) for x in column[mine_C].tolist()] for name, column in columns.items()},
+        "statistics": {name: _rounded(column[mine_C]) for name, column in table.statistics.items()},
     }
+
+
+def _rounded(column: Tensor) -> list:
+    return (column.double() * 1e5).round().div(1e5).tolist()

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from opd.record import Record
+from opd.record import Record, scheduled
 
 
 class RolloutSettings(Record):
@@ -20,8 +20,8 @@ class RolloutSettings(Record):
     """Rollouts of one prompt, G."""
     max_new_tokens: PositiveInt = 1024
     """A rollout is cut off here, and counted as truncated."""
-    temperature: PositiveFloat = 1.0
-    """The sampler's temperature."""
+    temperature: scheduled(PositiveFloat) = 1.0
+    """The sampler's temperature; or a ramp."""
     seeded: bool | None = None
     """A seed a rollout, keyed by run seed, step, prompt and sample; null: yes on a CPU, no on CUDA (slower there)."""
     kv_cache_mib: PositiveInt = 256
@@ -37,4 +37,13 @@ class RolloutSettings(Record):
             raise ValueError(
                 "'path' (a folder of recorded rollouts) and type recorded go together: give both or neither"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _vllm_only(self) -> RolloutSettings:
+        fields = type(self).model_fields
+        names = ("kv_cache_mib", "gpu_memory_share", "sleep")
+        given = [name for name in names if getattr(self, name) != fields[name].default]
+        if given and self.type in ("transformers", "recorded"):
+            raise ValueError(f"{', '.join(given)} belong to vllm and have no effect with {self.type!r}; remove them")
         return self

@@ -8,6 +8,7 @@ from torch import Tensor
 from opd.distributed import Ranks
 from opd.models import load_model
 from opd.rollout.engine import Completion, Request, RolloutEngine, Sampling, Weights
+from opd.rollout.settings import RolloutSettings
 from opd.seeds import seed_for
 
 ROWS = 64
@@ -15,14 +16,16 @@ ROWS = 64
 
 
 class TransformersEngine(RolloutEngine):
-    """Batched sampling with a key-value cache, from a copy of the student's weights."""
+    """Batched sampling with a key-value cache that grows as it must, from a copy of the student's weights."""
 
     def __init__(
         self,
         model: str,
+        settings: RolloutSettings,
         ranks: Ranks,
         *,
         dtype: torch.dtype,
+        max_tokens: int,
         stop: list[int],
         seed: int = 0,
         revision: str | None = None,

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from opd.batch import TokenTable
-from opd.record import Record, Share
+from opd.record import Record, Share, as_number, scheduled
 
 Scope = Literal["rollout", "batch"]
 Draw = Callable[[int], torch.Generator]
@@ -31,7 +31,8 @@ def kept_count(total: int, share: float) -> int:
 class TokenSelector(Record):
     """Gives every token of the table a weight ≥ 0, without gradient.
 
-    `needs` names the statistics that it reads (`opd.head.statistics.STATISTICS`).
+    `needs` names the statistics that it reads (`opd.head.statistics.STATISTICS`), and `reward` or `advantage` where it
+    reads those.
     """
 
     type: str
@@ -52,8 +53,8 @@ class TokenSelector(Record):
 class ScoreSelector(TokenSelector):
     """Ranks tokens by `score` and keeps a share of them; ties go to the earlier token."""
 
-    keep: Share = 0.5
-    """Share of tokens to keep: max(1, ⌊keep·L⌋) of L."""
+    keep: scheduled(Share) = 0.5
+    """Share of tokens to keep, max(1, ⌊keep·L⌋) of L; or a ramp {start, end, shape} over the run."""
     choose: Literal["top", "bottom", "sample", "gate"] = "top"
     """The highest scores, the lowest, a draw without replacement with p ∝ score, or the score itself as weight."""
     per: Scope = Field(default="rollout")
@@ -84,7 +85,7 @@ class ScoreSelector(TokenSelector):
         weight_C = torch.zeros_like(score_C)
         for rows in table.by_rollout() if self.per == "rollout" else [torch.arange(len(table))]:
             best = torch.sort(rank_C[rows], descending=True, stable=True).indices
-            weight_C[rows[best[: kept_count(len(rows), self.keep)]]] = 1
+            weight_C[rows[best[: kept_count(len(rows), as_number(self.keep))]]] = 1
         return torch.where(score_C.isnan(), score_C, weight_C)
 
     def scores(self, table: TokenTable) -> Float[Tensor, " C"]:
@@ -94,11 +95,15 @@ class ScoreSelector(TokenSelector):
     def count_before(self, lengths: list[int]) -> int | None:
         if self.choose == "gate" or self.per == "batch":
             return None
-        return sum(kept_count(n, self.keep) for n in lengths)
+        return sum(kept_count(n, as_number(self.keep)) for n in lengths)
+
+    def ranks_at_random(self) -> bool:
+        """Whether places are drawn, with p ∝ score."""
+        return self.choose == "sample"
 
     def _ranks(self, score_C: Tensor, table: TokenTable, draw: Draw) -> Tensor:
-        if self.choose != "sample":
-            return score_C if self.choose == "top" else -score_C
+        if not self.ranks_at_random():
+            return -score_C if self.choose == "bottom" else score_C
         # The largest log-weights plus Gumbel noise are a draw without replacement with p ∝ weight.
         return score_C.clamp_min(0).log() + gumbel(table, draw).to(score_C)
 

@@ -26,3 +26,17 @@ def clip_at_quantile(x_C: Float[Tensor, " C"], q: float) -> Float[Tensor, " C"]:
     below = int(place)
     above = min(below + 1, len(x_C) - 1)
     return x_C.clamp_max(ordered[below] + (place - below) * (ordered[above] - ordered[below]))
+
+
+def scaled_entropy(entropy_C: Float[Tensor, " C"], *, clip: float = 0.98) -> Float[Tensor, " C"]:
+    """ĥ: the entropy clipped at its `clip` quantile, then scaled to [0, 1]; TIP, arXiv 2604.14084 v4."""
+    return min_max(clip_at_quantile(entropy_C, clip))
+
+
+def soft_or(h_C: Float[Tensor, " C"], d_C: Float[Tensor, " C"]) -> Float[Tensor, " C"]:
+    """1 − (1 − ĥ)(1 − δ̂): exactly 1 where either is, which ĥ + δ̂ − ĥδ̂ loses to rounding.
+
+    >>> soft_or(torch.tensor([0.5, 1.0]), torch.tensor([0.5, 0.3])).tolist()
+    [0.75, 1.0]
+    """
+    return 1 - (1 - h_C) * (1 - d_C)

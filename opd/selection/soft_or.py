@@ -8,7 +8,7 @@ from torch import Tensor
 from opd.batch import TokenTable
 from opd.record import Share
 from opd.selection.base import ScaledSelector
-from opd.selection.scaling import clip_at_quantile, min_max
+from opd.selection.scaling import clip_at_quantile, min_max, scaled_entropy, soft_or
 
 
 class SoftOr(ScaledSelector):
@@ -26,6 +26,6 @@ class SoftOr(ScaledSelector):
     needs: ClassVar[tuple[str, ...]] = ("student_entropy", "reverse_kl")
 
     def score(self, table: TokenTable) -> Float[Tensor, " C"]:
-        h_C = min_max(clip_at_quantile(table["student_entropy"], self.clip))
+        h_C = scaled_entropy(table["student_entropy"], clip=self.clip)
         d_C = min_max(clip_at_quantile(table["reverse_kl"], self.clip_divergence))
-        return 1 - (1 - h_C) * (1 - d_C)
+        return soft_or(h_C, d_C)

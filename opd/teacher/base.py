@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from typing import Protocol, runtime_checkable
 
-from opd.batch import Batch, Rollout, TeacherScores
-from opd.rollout.engine import Weights
+from opd.batch import Batch, Rollout
+from opd.head.weights import HiddenStates
+
+TeacherScores = HiddenStates
+"""What a teacher says about a batch: the last hidden state at each trained position [C, Ht], and its own head.
+
+Dense and exact: any divergence over the whole vocabulary follows from it.
+"""
 
 
 @runtime_checkable
@@ -17,6 +23,3 @@ class Teacher(Protocol):
 
     def score(self, batch: Batch) -> TeacherScores:
         """What the teacher says at the batch's trained positions."""
-
-    def load(self, weights: Weights, version: int) -> None:
-        """New weights, for a teacher that follows the student; nothing for a frozen one."""

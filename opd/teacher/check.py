@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from opd.batch import Prompt, Rollout
 from opd.errors import ModelError
-from opd.head.loss import Payment
+from opd.head.loss import DensePay
+from opd.head.tile import HeadSettings, log_softmax
 from opd.head.weights import HiddenStates
 from opd.models import backbone, head_weights, trained_states
 from opd.objectives import OBJECTIVES
 from opd.packing import Layout, lay_out
+from opd.step import Run, gather, head_settings, micro_batches, score
 from opd.student import Student
 from opd.teacher.local import LocalTeacher
+
+if TYPE_CHECKING:
+    from opd.doctor import StopTokens
 
 
 def check_tokenizers(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:
@@ -48,10 +56,10 @@ def check_reading(model: PreTrainedModel, prompts: list[Prompt], layout: Layout,
     linear = model.get_output_embeddings()
     with torch.no_grad():
         states = HiddenStates(
-            trained_states(backbone(model), batch), head_weights(linear.weight, linear.bias, model.config)
+            trained_states(backbone(model), batch)[0], head_weights(linear.weight, linear.bias, model.config)
         )
         rows = torch.arange(len(states), device=model.device)
-        got_C = states.log_probs(rows, 1.0).gather(1, batch.token_id_C[:, None]).squeeze(1)
+        got_C = log_softmax(states.logits(rows), 1.0).gather(1, batch.token_id_C[:, None]).squeeze(1)
         plain = [_plain_log_probs(model, rollout) for rollout in rollouts]
     error = float((got_C - torch.cat(plain)).abs().mean())
     if not error < (0.1 if model.dtype == torch.bfloat16 else 1e-3):
@@ -78,7 +86,8 @@ def self_distillation_loss(student: Student, prompts: list[Prompt], layout: Layo
     weight_C = torch.full((len(batch.row_C),), 1 / max(1, len(batch.row_C)), device=batch.row_C.device)
     with torch.no_grad():
         scores = LocalTeacher(student.model).score(batch)
-        loss, _ = student(batch, scores, choose=lambda _: [Payment(OBJECTIVES["reverse_kl"](), weight_C)])
+        paying = [DensePay(OBJECTIVES["reverse_kl"](), weight_C)]
+        loss, _ = student(batch, scores, HeadSettings(), pays_of=lambda _: paying)
     return float(loss)
 
 
@@ -90,6 +99,36 @@ def check_self_distillation(student: Student, prompts: list[Prompt], layout: Lay
             f"the student as its own teacher has a loss of {loss:.2e} nats a token, not 0: student and teacher read "
             "a batch differently; please report the model"
         )
+
+
+def stop_report(
+    run: Run, stop: StopTokens, rollouts: list[Rollout], tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[str], bool]:
+    """Lines that say what both models declare and how much each wants to stop where a rollout did; True: they differ.
+
+    A student that ends with one token and a teacher that ends with another give each other's token next to nothing:
+    distillation then deletes the student's stop, and lengths run to the cap.
+    """
+    ended = [r for r in rollouts if r.finish == "stop"]
+    lines = [stop.words(tokenizer)]
+    if not ended:
+        return [*lines, f"no rollout of {len(rollouts)} ended by itself: stopping could not be measured"], False
+    raw = replace(head_settings(run.recipe, run.stop), merge_stop=False, candidates=0)
+    names = frozenset({"student_stop_mass", "teacher_stop_mass", "student_logprob", "teacher_logprob"})
+    batches = micro_batches(run, ended)
+    run.teacher.start(ended)
+    columns = gather(run.ranks, batches, score(run, batches, names, raw)[1], sum(r.length for r in ended))
+    last = torch.tensor([r.length for r in ended]).cumsum(0) - 1
+    own = {who: float(columns[f"{who}_logprob"][last].double().exp().mean()) for who in ("student", "teacher")}
+    mass = {who: float(columns[f"{who}_stop_mass"][last].double().mean()) for who in ("student", "teacher")}
+    lines.append(
+        f"at the ends of {len(ended)} rollouts the student gives its end token {own['student']:.3g} and all end tokens "
+        f"{mass['student']:.3g}, the teacher {own['teacher']:.3g} and {mass['teacher']:.3g}"
+    )
+    differs = not stop.merged and mass["teacher"] > 0.1 and own["teacher"] < 0.1 * mass["teacher"]
+    if differs:
+        lines[-1] += "; the teacher stops with another token, and training would delete the student's: stop_class=true"
+    return lines, differs
 
 
 def _as_rollout(prompt: Prompt, *, cut: int = 0) -> Rollout:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from transformers import PreTrainedModel
 
-from opd.batch import Batch, Rollout, TeacherScores
+from opd.batch import Batch, Rollout
 from opd.models import backbone, head_weights, trained_states
-from opd.rollout.engine import Weights
+from opd.teacher.base import TeacherScores
 
 
 class LocalTeacher:
@@ -23,7 +23,4 @@ class LocalTeacher:
 
     @torch.no_grad()
     def score(self, batch: Batch) -> TeacherScores:
-        return TeacherScores(trained_states(backbone(self.model), batch), self.head)
-
-    def load(self, weights: Weights, version: int) -> None:
-        """Nothing: this teacher is frozen."""
+        return TeacherScores(trained_states(backbone(self.model), batch)[0], self.head)

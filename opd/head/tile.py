@@ -1,0 +1,164 @@
+"""One tile of rows: both models' log-probabilities over the outcomes, and the way back from slopes to logits.
+
+Never more than a tile exists at once. Where a stop class is given, its columns are one outcome before any statistic or
+objective sees them: the class stands in its first column, its other columns have probability 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from opd.head.weights import HiddenStates
+
+
+@dataclass(frozen=True)
+class HeadSettings:
+    """What every pass of the head needs to know beside its rows.
+
+    temperature: of both models in objectives and statistics. sampler_temperature: the rollouts'. candidates: K of the
+    student's top K, where an objective asks for them. stop: token ids that end a turn; `merge_stop` makes them one
+    outcome (arXiv 2609.20511). tile_bytes: working memory; never changes a result.
+    """
+
+    temperature: float = 1.0
+    sampler_temperature: float = 1.0
+    candidates: int = 0
+    stop: tuple[int, ...] = ()
+    merge_stop: bool = False
+    tile_bytes: int = 256 << 20
+
+
+@dataclass(frozen=True)
+class TopScores:
+    """What a top-k teacher says: its listed ids [N, K] and their log-probabilities; −1 and −inf where a list ends."""
+
+    id_NK: Int[Tensor, "N K"]
+    logprob_NK: Float[Tensor, "N K"]
+
+    def __len__(self) -> int:
+        return self.id_NK.shape[0]
+
+
+class Tile:
+    """Rows of student and teacher under one setting; each distribution is computed when it is first asked for."""
+
+    def __init__(
+        self,
+        rows_n: Int[Tensor, " n"],
+        student: HiddenStates,
+        teacher: HiddenStates | TopScores | None,
+        token_id_N: Int[Tensor, " N"],
+        settings: HeadSettings,
+        weak_NH: Float[Tensor, "N H"] | None = None,
+    ) -> None:
+        self.rows_n, self.settings = rows_n, settings
+        self.logits_nV = student.logits(rows_n)
+        self.raw_token_id_n = token_id_N[rows_n]
+        self._student, self._teacher, self._weak_NH = student, teacher, weak_NH
+        self._log_probs: dict[tuple[str, float], Tensor] = {}
+        self.stop = torch.tensor(settings.stop, dtype=torch.long, device=rows_n.device)
+        self.merges = settings.merge_stop and len(self.stop) > 1
+
+    @property
+    def token_id_n(self) -> Int[Tensor, " n"]:
+        """The sampled outcome of each row."""
+        return self.outcome_of(self.raw_token_id_n)
+
+    def outcome_of(self, token_id: Tensor) -> Tensor:
+        """The outcome that a token belongs to: itself, or the stop class's first token for any of its tokens."""
+        return torch.where(torch.isin(token_id, self.stop), self.stop[0], token_id) if self.merges else token_id
+
+    @cached_property
+    def weak_logits_nV(self) -> Float[Tensor, "n V"]:
+        """Logits of the middle layer, through the student's own head; the last layer's where none was given."""
+        if self._weak_NH is None or not len(self._weak_NH):
+            return self.logits_nV
+        return self._student.head.logits(self._weak_NH[self.rows_n])
+
+    def student(self, temperature: float | None = None) -> Float[Tensor, "n V"]:
+        """log p_S of every outcome, at the settings' temperature or another."""
+        return self._at("student", self.settings.temperature if temperature is None else temperature)
+
+    def teacher(self, temperature: float | None = None) -> Float[Tensor, "n V"]:
+        """log p_T of every outcome; ValueError where there is no teacher's distribution."""
+        return self._at("teacher", self.settings.temperature if temperature is None else temperature)
+
+    def teacher_list(self, k: int) -> tuple[Int[Tensor, "n K"], Float[Tensor, "n K"]]:
+        """The teacher's k likeliest outcomes and their log-probabilities; a top-k teacher's own list, as it is."""
+        if isinstance(self._teacher, TopScores):
+            if self.settings.temperature != 1.0 or self.merges:
+                raise ValueError("a top-k teacher's list knows temperature 1 and no stop class only")
+            return self._teacher.id_NK[self.rows_n], self._teacher.logprob_NK[self.rows_n].to(self.logits_nV)
+        id_nK = top(self.teacher(), k)
+        return id_nK, self.teacher().gather(-1, id_nK)
+
+    def back(self, slope_nV: Float[Tensor, "n V"], temperature: float | None = None) -> Float[Tensor, "n V"]:
+        """The gradient with respect to the student's logits of Σ slope · log p_S: (slope − p_S·Σslope) / temperature.
+
+        A column i of a merged outcome b gets its share p_i / P_b of the outcome's gradient.
+        """
+        temperature = self.settings.temperature if temperature is None else temperature
+        return self.spread(slope_nV - self.student(temperature).exp() * slope_nV.sum(-1, keepdim=True), temperature)
+
+    def spread(self, grad_nV: Float[Tensor, "n V"], temperature: float) -> Float[Tensor, "n V"]:
+        """From the gradient with respect to outcomes to that with respect to the raw logits, over the temperature."""
+        if self.merges:
+            share_ns = (self.logits_nV[:, self.stop] / temperature).softmax(-1)
+            grad_nV[:, self.stop] = share_ns * grad_nV[:, self.stop[:1]]
+        return grad_nV if temperature == 1.0 else grad_nV / temperature
+
+    def _at(self, who: str, temperature: float) -> Tensor:
+        if (who, temperature) not in self._log_probs:
+            logits_nV = self.logits_nV if who == "student" else self._teacher_logits()
+            self._log_probs[who, temperature] = self._merged(log_softmax(logits_nV, temperature))
+        return self._log_probs[who, temperature]
+
+    def _teacher_logits(self) -> Tensor:
+        if not isinstance(self._teacher, HiddenStates):
+            raise ValueError("the teacher's whole distribution is needed, and it gives none")
+        return self._teacher.logits(self.rows_n)
+
+    def _merged(self, log_p_nV: Tensor) -> Tensor:
+        if self.merges:
+            whole_n = log_p_nV[:, self.stop].logsumexp(-1)
+            log_p_nV[:, self.stop] = -torch.inf
+            log_p_nV[:, self.stop[0]] = whole_n
+        return log_p_nV
+
+
+def log_softmax(logits_nV: Float[Tensor, "n V"], temperature: float) -> Float[Tensor, "n V"]:
+    """log softmax(logits / temperature), without a copy at temperature 1."""
+    return torch.log_softmax(logits_nV if temperature == 1.0 else logits_nV / temperature, dim=-1)
+
+
+def weigh(p: Tensor, x: Tensor) -> Tensor:
+    """p · x, and 0 where p is 0, whatever x is there: an outcome that can't happen counts nothing.
+
+    >>> weigh(torch.tensor([0.0, 0.5]), torch.tensor([-torch.inf, 2.0])).tolist()
+    [0.0, 1.0]
+    """
+    return torch.where(p == 0, 0.0, p * x)
+
+
+def at(log_p_nV: Float[Tensor, "n V"], id_n: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """Each row's log-probability of its own token."""
+    return log_p_nV.gather(-1, id_n[:, None]).squeeze(-1)
+
+
+def top(log_p_nV: Float[Tensor, "n V"], k: int) -> Int[Tensor, "n K"]:
+    """The ids of the k largest, highest first; ties go to the lower id.
+
+    >>> top(torch.tensor([[0.0, 2.0, 1.0, 1.0]]), 2).tolist()
+    [[1, 2]]
+    """
+    value_nK, id_nK = log_p_nV.topk(min(k, log_p_nV.shape[-1]), dim=-1)
+    tied_n = (log_p_nV >= value_nK[:, -1:]).sum(-1) > value_nK.shape[-1]
+    id_nK[tied_n] = log_p_nV[tied_n].sort(dim=-1, descending=True, stable=True).indices[:, : value_nK.shape[-1]]
+    id_nK = id_nK.sort(dim=-1).values
+    order_nK = log_p_nV.gather(-1, id_nK).sort(dim=-1, descending=True, stable=True).indices
+    return id_nK.gather(-1, order_nK)

@@ -1,0 +1,54 @@
+"""D³S: tokens where the student is unsure, in rollouts whose outcome stands out."""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from opd.batch import TokenTable
+from opd.selection.base import ScaledSelector, Scope
+from opd.selection.scaling import min_max, scaled_entropy, soft_or
+
+NEEDS = {
+    "product": ("student_entropy",),
+    "soft_or": ("student_entropy", "reverse_kl"),
+    "entropy": ("student_entropy",),
+    "divergence": ("reverse_kl",),
+    "random": (),
+}
+
+
+class D3S(ScaledSelector):
+    """Score |A|·H_S, A the rollout's advantage, top share over the whole batch. D³S, arXiv 2509.22115.
+
+    Confident-but-wrong tokens score ≈ 0, so others are offered: |A|·soft_or, or entropy, divergence and random alone.
+    With one A a rollout, `per: rollout` makes |A| irrelevant.
+    """
+
+    type: Literal["d3s"] = "d3s"
+    token_score: Literal["product", "soft_or", "entropy", "divergence", "random"] = "product"
+    """product is |A|·H_S; soft_or is |A|·(1 − (1−ĥ)(1−δ̂)); the last three leave the advantage out."""
+    per: Scope = "batch"
+    """What competes for a place: the tokens of each rollout, or those of the whole batch."""
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return NEEDS[self.token_score] + (("advantage",) if self.token_score in ("product", "soft_or") else ())
+
+    def score(self, table: TokenTable) -> Float[Tensor, " C"]:
+        match self.token_score:
+            case "entropy":
+                return table["student_entropy"]
+            case "divergence":
+                return table["reverse_kl"]
+            case "random":
+                return torch.ones_like(table.sampler_logprob_C)
+        size_C = table.advantage_B.abs()[table.rollout_C].to(table["student_entropy"])
+        if self.token_score == "product":
+            return size_C * table["student_entropy"]
+        return size_C * soft_or(scaled_entropy(table["student_entropy"]), min_max(table["reverse_kl"]))
+
+    def ranks_at_random(self) -> bool:
+        """Whether places are drawn: every token has the same score."""
+        return self.choose == "sample" or self.token_score == "random"

@@ -1,0 +1,25 @@
+"""Tokens that the student itself finds unlikely."""
+
+from typing import ClassVar, Literal
+
+from jaxtyping import Float
+from torch import Tensor
+
+from opd.batch import TokenTable
+from opd.record import Share, scheduled
+from opd.selection.base import ScoreSelector
+
+
+class Surprisal(ScoreSelector):
+    """Score −log p_S of the sampled token, nats: the top share is the least likely tokens.
+
+    With `constant_penalty` at 20 % it is the teacher-free control of arXiv 2608.31046. It needs no teacher.
+    """
+
+    type: Literal["surprisal"] = "surprisal"
+    keep: scheduled(Share) = 0.2
+    """Share of tokens to keep, max(1, ⌊keep·L⌋) of L; or a ramp {start, end, shape} over the run."""
+    needs: ClassVar[tuple[str, ...]] = ("student_logprob",)
+
+    def score(self, table: TokenTable) -> Float[Tensor, " C"]:
+        return -table["student_logprob"]
