@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from opd.batch import TokenTable
-from opd.head.statistics import STATISTICS, row_statistics
+from opd.head.statistics import MEASURED, row_statistics
+from opd.head.tile import HeadSettings
 from opd.head.weights import HeadWeights, HiddenStates
 from opd.seeds import generator_for
 
@@ -29,11 +30,11 @@ def random_states(rows: int, hidden: int, vocabulary: int, *, seed: int, **head:
     return HiddenStates(hidden_NH, HeadWeights(weight_VH, bias_V, **head))
 
 
-def statistics(student: HiddenStates, teacher: HiddenStates | None, needs: Any = STATISTICS, **settings: Any) -> dict:
-    """row_statistics with everything else at its plainest."""
-    plain = {"temperature": 1.0, "sampler_temperature": 1.0, "tile_bytes": TILE}
+def statistics(student: HiddenStates, teacher: HiddenStates | None, needs: Any = MEASURED, **settings: Any) -> dict:
+    """row_statistics with everything else at its plainest; `settings` are HeadSettings', and token_id_N."""
     token_id_N = settings.pop("token_id_N", torch.zeros(len(student), dtype=torch.long))
-    return row_statistics(needs, student, teacher, token_id_N, **plain | settings)
+    plain = {"tile_bytes": TILE, "candidates": 3}
+    return row_statistics(needs, student, teacher, token_id_N, HeadSettings(**plain | settings))
 
 
 def token_table(lengths: list[int], columns: dict[str, Tensor], rollout_ids: list[int] | None = None) -> TokenTable:
@@ -50,6 +51,7 @@ def token_table(lengths: list[int], columns: dict[str, Tensor], rollout_ids: lis
         statistics=columns,
         length_B=length_B,
         reward_B=torch.zeros(step),
+        advantage_B=torch.linspace(-1, 1, step, dtype=torch.float64) if step else torch.zeros(0, dtype=torch.float64),
         group_B=torch.zeros(step, dtype=torch.long),
     )
 
@@ -57,7 +59,7 @@ def token_table(lengths: list[int], columns: dict[str, Tensor], rollout_ids: lis
 def random_table(lengths: list[int], seed: int = 0) -> TokenTable:
     """A table with every statistic, float64, positive and all different."""
     generator = torch.Generator().manual_seed(seed)
-    columns = {name: torch.rand(sum(lengths), generator=generator, dtype=torch.float64) for name in STATISTICS}
+    columns = {name: torch.rand(sum(lengths), generator=generator, dtype=torch.float64) for name in MEASURED}
     return token_table(lengths, columns)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -15,6 +15,7 @@ from opd.head.weights import HeadWeights, HiddenStates, working_dtype
 from opd.objectives.base import DenseObjective, RowsObjective
 
 
+@runtime_checkable
 class Pay(Protocol):
     """One term's share in the loss of a batch; its rows are the batch's."""
 

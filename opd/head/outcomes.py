@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ Back = Callable[[Tensor], Tensor]
 """∂loss/∂log p_S over outcomes [n, O] → ∂loss/∂logits [n, V]."""
 
 
+@runtime_checkable
 class Outcomes(Protocol):
     """A way to read a tile."""
 
