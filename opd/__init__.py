@@ -7,15 +7,18 @@ In reading order:
     recipe_text.py    a recipe from YAML and overrides, one-line complaints, the lines of `opd schema`
     train.py          builds the parts, runs the loop, evaluates, saves: read this first
     step.py           one optimizer step: read this second
-    batch.py          Prompt → Rollout → Batch → TokenTable, TeacherScores, and the dimension dictionary
+    plan.py           what every token of a step pays, decided on the token table before any gradient
+    batch.py          Prompt → Rollout → Batch → TokenTable, and the dimension dictionary
     prompts.py        prompts from a hub data set or a local file, chat templates, stop tokens
     rollout/          yields a step's rollouts; the engines vllm and transformers
     rewards.py        the one grader: rewards in training and scores in eval/
-    selection/        which tokens train: one rule, one small file
+    advantages.py     how much a rollout stands out among those of its prompt
+    selection/        which tokens train, and which rollouts: one rule, one small file
     packing.py        rollouts → micro-batches of a token budget; arithmetic on lengths
     teacher/          a frozen model beside the student, and what must hold before step 1
     student.py        one module whose forward runs backbone and head; weights and export
-    models.py         loading models, and what we need of one: backbone, head weights
+    reading.py        how a model is read: backbone, states at trained positions, its head as mathematics
+    models.py         loading models, configurations and tokenizers
     head/             the tiled, selective lm_head: statistics, loss, cost; nothing else builds logits
     objectives/       what a retained token pays: one objective, one small file
     schedules.py      values that change with progress, resolved before a step

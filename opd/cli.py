@@ -88,7 +88,8 @@ def evaluate(
     from opd.config import EvaluateSettings
 
     settings = EvaluateSettings(task=task, problems=problems, max_new_tokens=max_new_tokens)
-    typer.echo(json.dumps(score_model(model, settings, engine=engine, precision=precision)))
+    score = score_model(model, settings, engine=engine, precision=precision)
+    typer.echo(json.dumps({"model": model, "task": task, "engine": engine, "precision": precision} | score))
 
 
 @app.command()

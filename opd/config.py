@@ -150,7 +150,7 @@ class MetricSettings(Record):
     """Where TIP's quadrants part: ĥ and δ̂ (both scaled to [0, 1] over the step) strictly above count as high."""
     rollouts: NonNegativeInt = 8
     """Rollouts a step that are stored with per-token statistics and weights."""
-    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    trackers: list[Literal["tensorboard", "wandb"]] = Field(default_factory=list)
     """Experiment trackers, beside metrics.jsonl."""
 
 

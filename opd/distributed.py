@@ -115,6 +115,8 @@ class Trainer:
         # ZeRO holds reduced gradients of its own, which zero_grad leaves and the next step would take for its own.
         for held in ("averaged_gradients", "all_grad_tensors"):
             getattr(optimizer, held, {}).clear()
+        if self.zero_stage in (1, 2):
+            optimizer.micro_step_id = -1  # its step resets this; an offloaded optimizer would add to the old gradient
 
     @property
     def zero_stage(self) -> int:
@@ -180,6 +182,9 @@ def start(precision: str, *, max_grad_norm: float, trackers: list[str], folder: 
         os.environ.setdefault(name, value)
     os.environ.setdefault("MASTER_PORT", str(_free_port()))
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
+    import logging
+
+    logging.getLogger("DeepSpeed").setLevel(os.environ["DEEPSPEED_LOG_LEVEL"].upper())
     from accelerate import Accelerator, DeepSpeedPlugin, InitProcessGroupKwargs
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 

@@ -101,6 +101,11 @@ def check(recipe: Recipe, make_evaluation: MakeEvaluation) -> Checked:
     for config, model in zip(configs, (student.model, teacher.model), strict=True):
         check_context(recipe, config, model)
     prompts = load_prompts(recipe.prompts, tokenizer)
+    if recipe.rollout.path is None and recipe.prompts_per_step > len(prompts.prompts):
+        raise DataError(
+            f"prompts_per_step {recipe.prompts_per_step} is more than the {len(prompts.prompts)} prompts there are; "
+            "lower it, or give more data"
+        )
     wanted = recipe.evaluate is not None, recipe.evaluate is not None and recipe.evaluate.teacher
     evaluations = [
         make_evaluation(recipe.evaluate, own, recipe.prompts) if asked else None

@@ -83,7 +83,8 @@ def pays(terms: list[Term], plans: list[TermPlan], rows_c: Int[Tensor, " c"], de
 
 def chosen_loss(terms: list[Term], plans: list[TermPlan]) -> float:
     """The part of the loss that is known from the table: the chosen objectives' values."""
-    return sum(t.weight * float(p.chosen.value) for t, p in zip(terms, plans, strict=True) if p.chosen is not None)
+    pairs = zip(terms, plans, strict=True)
+    return sum((t.weight * float(p.chosen.value) for t, p in pairs if p.chosen is not None), start=0.0)
 
 
 def _of_term(recipe: Recipe, table: TokenTable, index: int, number: int) -> TermPlan:

@@ -99,9 +99,9 @@ def open_run(recipe: Recipe, *, recipe_path: str, runs: Path, resume: bool) -> R
     path = runs / (name or f"{Path(recipe_path).stem}-{time.strftime('%Y%m%d-%H%M%S')}")
     if not resume:
         if path.exists():
-            raise RunError(
-                f"run {str(path)!r} exists, and nothing is overwritten; choose another name=, or add --resume"
-            )
+            can_resume = list((path / "checkpoints").glob("step-*"))
+            way_out = "add --resume" if can_resume else "delete it, for it has no checkpoint to resume from"
+            raise RunError(f"run {str(path)!r} exists, and nothing is overwritten; choose another name=, or {way_out}")
         return RunFolder(path)
     if name is None:
         raise RunError("--resume needs name=, the run to continue")
@@ -110,7 +110,9 @@ def open_run(recipe: Recipe, *, recipe_path: str, runs: Path, resume: bool) -> R
     if (path / "summary.json").exists():
         raise RunError(f"run {str(path)!r} is finished: nothing is left to resume; start a new one under another name=")
     if not list((path / "checkpoints").glob("step-*")):
-        raise RunError(f"run {str(path)!r} has no checkpoint to resume from; start it again under another name=")
+        raise RunError(
+            f"run {str(path)!r} has no checkpoint to resume from; delete it and start again, or choose another name="
+        )
     before = load_recipe(path / "recipe.yaml")
     if changed := differences(before.model_dump(), recipe.model_dump()):
         raise RunError(

@@ -170,8 +170,9 @@ def train_in_one_pass(run: Run, work: Work, counts: list[int]) -> tuple[TokenTab
 
 
 def needed(recipe: Recipe, index: int) -> frozenset[str]:
-    """The statistics of this step: what selectors and objectives need, and every so many steps all there are."""
-    measured = MEASURED if index % recipe.metrics.full_every == 0 else frozenset()
+    """The statistics of this step: what selectors and objectives need; all there are every so many steps and last."""
+    is_full = index % recipe.metrics.full_every == 0 or index + 1 == recipe.steps
+    measured = MEASURED if is_full else frozenset()
     return measured | (recipe.needs & {*STATISTICS, REFERENCE})
 
 

@@ -15,7 +15,7 @@ from opd.head.loss import Pay, head_loss
 from opd.head.statistics import row_statistics
 from opd.head.tile import HeadSettings
 from opd.head.weights import HiddenStates, align
-from opd.models import backbone, head_weights, trained_states
+from opd.reading import backbone, head_weights, trained_states
 from opd.teacher.base import TeacherScores
 
 BUCKET_BYTES = 1 << 30

@@ -13,9 +13,9 @@ import pytest
 import yaml
 
 from opd.cli import main
-from opd.config import LocalTeacher
 from opd.recipe_text import load_recipe
 from opd.run import RunFolder
+from opd.teacher.settings import LocalTeacherSettings
 
 BOTH = pytest.mark.parametrize("command", ["train", "doctor"])
 
@@ -298,14 +298,14 @@ def test_a_template_that_refuses_the_system_message_is_named(command, recipe, re
 
 @BOTH
 def test_a_selector_that_needs_more_than_the_teacher_gives(command, recipe, refused, monkeypatch):
-    monkeypatch.setattr(LocalTeacher, "gives", frozenset({"student_entropy", "distributions"}))
+    monkeypatch.setattr(LocalTeacherSettings, "gives", frozenset({"student_entropy", "distributions"}))
     message = refused(command, write(recipe))
     contains(message, "loss.0", "selector 'soft_or' needs reverse_kl", "'local' can't", "choose another selector")
 
 
 @BOTH
 def test_an_objective_that_needs_more_than_the_teacher_gives(command, recipe, refused, monkeypatch):
-    monkeypatch.setattr(LocalTeacher, "gives", frozenset({"student_entropy", "reverse_kl"}))
+    monkeypatch.setattr(LocalTeacherSettings, "gives", frozenset({"student_entropy", "reverse_kl"}))
     message = refused(command, write(recipe))
     contains(message, "loss.0", "objective 'reverse_kl' needs distributions", "'local' can't")
 
@@ -351,7 +351,7 @@ def run(recipe) -> RunFolder:
 
 
 def test_an_existing_run_is_not_overwritten(run, recipe, refused):
-    message = refused("train", "r.yaml", "--name", "old")
+    message = refused("train", "r.yaml", "name=old")
     contains(message, "'runs/old' exists", "nothing is overwritten", "--name", "--resume")
 
 
@@ -360,22 +360,22 @@ def test_resume_needs_a_name(run, refused):
 
 
 def test_resume_needs_a_run(run, refused):
-    contains(refused("train", "r.yaml", "--resume", "--name", "new"), "no run 'runs/new'", "--name")
+    contains(refused("train", "r.yaml", "--resume", "name=new"), "no run 'runs/new'", "--name")
 
 
 def test_resume_needs_a_checkpoint(run, refused):
     (run.checkpoints / "step-000001").rename(run.checkpoints / ".step-000001.tmp")
-    contains(refused("train", "r.yaml", "--resume", "--name", "old"), "'runs/old' has no checkpoint", "another --name")
+    contains(refused("train", "r.yaml", "--resume", "name=old"), "'runs/old' has no checkpoint", "another --name")
 
 
 def test_resume_needs_the_same_recipe(run, refused):
-    message = refused("train", "r.yaml", "loss.0.select.keep=0.3", "seed=1", "--resume", "--name", "old")
+    message = refused("train", "r.yaml", "loss.0.select.keep=0.3", "seed=1", "--resume", "name=old")
     contains(message, "loss.0.select.keep: 0.5 → 0.3", "seed: 0 → 1", "undo that")
 
 
 def test_a_name_is_one_folder(run, refused):
     for name in ("../out", "a/b", "..", ""):
-        contains(refused("train", "r.yaml", "--name", name), f"--name {name!r}", "without slashes")
+        contains(refused("train", "r.yaml", f"name={name}"), f"--name {name!r}", "without slashes")
 
 
 def test_runs_is_a_folder(run, refused):
@@ -428,7 +428,7 @@ def test_a_real_process_says_the_same(case, run, recipe):
     before = tree(Path("runs"))
     arguments, rank, words = {
         "unknown key": (["r.yaml", "loss.0.select.kep=1"], "0", ["'loss.0.select.kep'", "did you mean 'keep'?"]),
-        "run exists": (["r.yaml", "--name", "old"], "0", ["'runs/old' exists"]),
+        "run exists": (["r.yaml", "name=old"], "0", ["'runs/old' exists"]),
         "usage": (["--nam", "x"], "0", ["--nam"]),
     }[case]
     environment = os.environ | {"RANK": rank, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}

@@ -27,7 +27,7 @@ def test_the_micro_batch_is_the_one_that_its_docstring_draws():
 
 
 def test_the_table_is_ordered_by_rollout_then_position():
-    table = token_table(example(), {"reverse_kl": torch.arange(4.0)}, torch.zeros(3))
+    table = token_table(example(), torch.zeros(3), statistics={"reverse_kl": torch.arange(4.0)})
     assert table.rollout_C.tolist() == [0, 0, 0, 2]
     assert table.position_C.tolist() == [0, 1, 2, 0]
     assert table.token_id_C.tolist() == [4, 6, 2, 2]
@@ -37,7 +37,7 @@ def test_the_table_is_ordered_by_rollout_then_position():
 
 def test_rows_of_every_micro_batch_point_at_their_own_tokens_in_the_table():
     rollouts = example()
-    table = token_table(rollouts, {}, torch.zeros(3))
+    table = token_table(rollouts, torch.zeros(3))
     for indices in ([2], [0], [2, 1, 0]):
         batch = lay_out(rollouts, indices, layout="packed")
         assert torch.equal(table.token_id_C[batch.row_C], batch.token_id_C)
@@ -45,7 +45,7 @@ def test_rows_of_every_micro_batch_point_at_their_own_tokens_in_the_table():
 
 
 def test_a_cut_table_keeps_its_columns_together():
-    table = token_table(example(), {"reverse_kl": torch.arange(4.0)}, torch.zeros(3))
+    table = token_table(example(), torch.zeros(3), statistics={"reverse_kl": torch.arange(4.0)})
     part = table.rows(torch.tensor([3, 1]))
     assert len(part) == 2 and part["reverse_kl"].tolist() == [3, 1] and part.token_id_C.tolist() == [2, 6]
     assert [rows.tolist() for rows in part.by_rollout()] == [[1], [0]]
@@ -53,5 +53,5 @@ def test_a_cut_table_keeps_its_columns_together():
 
 
 def test_a_step_without_rollouts_has_an_empty_table():
-    table = token_table([], {}, torch.zeros(0))
+    table = token_table([], torch.zeros(0))
     assert len(table) == 0 and table.by_rollout() == []

@@ -44,7 +44,7 @@ def launched(toy: Path, runs: Path, configuration: str, *overrides: str) -> subp
     launch = ["-m", "accelerate.commands.launch", "--config_file", f"launch/accelerate/{configuration}.yaml"]
     train = ["-m", "opd", "train", "recipes/quickstart/quickstart.yaml", *given, *overrides, "--runs", str(runs)]
     return subprocess.run(
-        [sys.executable, *launch, "--main_process_port", "0", *train, "--name", "run"],
+        [sys.executable, *launch, "--main_process_port", "0", *train, "name=run"],
         cwd=ROOT,
         env=environment(),
         capture_output=True,

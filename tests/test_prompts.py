@@ -10,7 +10,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from opd.batch import Prompt
-from opd.config import Prompts
+from opd.config import PromptSettings
 from opd.errors import DataError
 from opd.prompts import PromptSet, load_prompts, render, stop_tokens
 
@@ -54,35 +54,37 @@ def test_chat_messages_keep_their_roles_and_the_last_takes_the_instruction(token
 
 def test_other_columns_travel_with_the_prompt(tokenizer, data):
     path = data({"question": "1+2", "solution": 3, "domain": "sums"})
-    (prompt,) = load_prompts(Prompts(path=path, answer="solution"), tokenizer).prompts
+    (prompt,) = load_prompts(PromptSettings(path=path, answer="solution"), tokenizer).prompts
     assert prompt.extra == {"solution": 3, "domain": "sums", "answer": "3"}
     assert prompt.index == 0 and tokenizer.decode(prompt.token_ids) == "<unk>1+2="
 
 
 def test_without_an_answer_nothing_is_graded(tokenizer, data):
-    (prompt,) = load_prompts(Prompts(path=data({"question": "1"})), tokenizer).prompts
+    (prompt,) = load_prompts(PromptSettings(path=data({"question": "1"})), tokenizer).prompts
     assert "answer" not in prompt.extra
 
 
 def test_answer_after_a_marker_takes_what_follows_the_last_one(tokenizer, data):
     path = data({"question": "1", "answer": "2 #### 3\n#### 1,234 "})
-    (prompt,) = load_prompts(Prompts(path=path, answer="answer", answer_after="####"), tokenizer).prompts
+    (prompt,) = load_prompts(PromptSettings(path=path, answer="answer", answer_after="####"), tokenizer).prompts
     assert prompt.extra["answer"] == "1,234"
 
 
 def test_too_long_and_duplicate_prompts_are_dropped_and_counted(tokenizer, data):
     path = data(*({"question": q} for q in ("1", "12345", "2", "1", "1", "123456")))
-    found = load_prompts(Prompts(path=path, max_tokens=6), tokenizer)
+    found = load_prompts(PromptSettings(path=path, max_tokens=6), tokenizer)
     assert [tokenizer.decode(p.token_ids) for p in found.prompts] == ["<unk>1=", "<unk>2="]
     assert (found.too_long, found.duplicates) == (2, 2)
     assert [p.index for p in found.prompts] == [0, 1]
-    assert len(load_prompts(Prompts(path=path, max_tokens=7), tokenizer).prompts) == 3, "max_tokens itself still fits"
+    assert len(load_prompts(PromptSettings(path=path, max_tokens=7), tokenizer).prompts) == 3, (
+        "max_tokens itself still fits"
+    )
 
 
 def test_parquet_reads_as_jsonl_does(tokenizer, data, tmp_path):
     rows = [{"question": "1+2", "answer": "3"}, {"question": "3+4", "answer": "7"}]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "data.parquet")
-    by_name = [Prompts(path=path, answer="answer") for path in (data(*rows), str(tmp_path / "data.parquet"))]
+    by_name = [PromptSettings(path=path, answer="answer") for path in (data(*rows), str(tmp_path / "data.parquet"))]
     first, second = (load_prompts(settings, tokenizer) for settings in by_name)
     assert first == second and len(first.prompts) == 2
 
@@ -91,7 +93,7 @@ def test_an_empty_parquet_file_says_so(tokenizer, tmp_path):
     path = tmp_path / "data.parquet"
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist([], pyarrow.schema([("question", pyarrow.string())])), path)
     with pytest.raises(DataError, match="no prompt is left"):
-        load_prompts(Prompts(path=str(path)), tokenizer)
+        load_prompts(PromptSettings(path=str(path)), tokenizer)
 
 
 def numbered(total: int) -> PromptSet:

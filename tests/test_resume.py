@@ -14,8 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from opd.metrics import CLOCKED
 from tests.launching import ROOT, environment
+
+CLOCKED = ("time/", "memory/", "tokens_per_second")
+"""Metrics that no two runs share."""
 
 pytestmark = pytest.mark.engine
 STEPS = 14
@@ -40,7 +42,7 @@ def command(toy: Path, runs: Path, name: str, *more: str) -> list[str]:
     }
     given = [f"{key}={value}" for key, value in overrides.items()]
     recipe = "recipes/quickstart/quickstart.yaml"
-    return [sys.executable, "-m", "opd", "train", recipe, *given, "--runs", str(runs), "--name", name, *more]
+    return [sys.executable, "-m", "opd", "train", recipe, *given, "--runs", str(runs), f"name={name}", *more]
 
 
 def finished(toy: Path, runs: Path, name: str, *more: str) -> None:

@@ -10,13 +10,14 @@ import opd.run
 from opd.config import Recipe
 from opd.errors import RunError
 from opd.recipe_text import load_recipe, parse_recipe
-from opd.run import RunFolder, differences, environment, open_run, read_lines, write_atomic
+from opd.run import RunFolder, differences, environment, open_run, read_lines, summary_of, write_atomic
 
 
 @pytest.fixture
 def recipe() -> Recipe:
     return parse_recipe(
         {
+            "name": "a",
             "student": {"model": "s"},
             "teacher": {"model": "t"},
             "prompts": {"path": "p.jsonl"},
@@ -43,8 +44,11 @@ def test_differences_name_each_leaf():
 
 def test_a_new_run_is_only_named_not_made(tmp_path, recipe):
     runs = tmp_path / "runs"
-    named = open_run(recipe, recipe_path="recipes/x/tip.yaml", name="mine", runs=runs, resume=False)
-    timed = open_run(recipe, recipe_path="recipes/x/tip.yaml", name=None, runs=runs, resume=False)
+    mine = recipe.model_copy(update={"name": "mine"})
+    named = open_run(mine, recipe_path="recipes/x/tip.yaml", runs=runs, resume=False)
+    timed = open_run(
+        recipe.model_copy(update={"name": None}), recipe_path="recipes/x/tip.yaml", runs=runs, resume=False
+    )
     assert named.path == runs / "mine"
     assert re.fullmatch(r"tip-\d{8}-\d{6}", timed.path.name)
     assert list(tmp_path.iterdir()) == []
@@ -52,14 +56,14 @@ def test_a_new_run_is_only_named_not_made(tmp_path, recipe):
 
 def test_an_existing_run_is_refused(folder, recipe):
     with pytest.raises(RunError, match="exists"):
-        open_run(recipe, recipe_path="r.yaml", name="a", runs=folder.path.parent, resume=False)
+        open_run(recipe, recipe_path="r.yaml", runs=folder.path.parent, resume=False)
     with pytest.raises(FileExistsError):
         folder.create(recipe)
 
 
 def test_a_run_resumes_with_the_same_recipe_only(folder, recipe):
     def resume(wanted: Recipe) -> RunFolder:
-        return open_run(wanted, recipe_path="r.yaml", name="a", runs=folder.path.parent, resume=True)
+        return open_run(wanted, recipe_path="r.yaml", runs=folder.path.parent, resume=True)
 
     with pytest.raises(RunError, match="no checkpoint"):
         resume(recipe)
@@ -142,3 +146,25 @@ def test_the_environment_says_what_a_figure_must_carry(monkeypatch):
     found = environment()
     assert found["command"] == "opd train 'a b.yaml'"
     assert list(found["versions"]) == ["torch"] and found["machine"] and found["python"].startswith("3.")
+
+
+def test_skips_in_a_row_are_counted_over_a_resume(folder):
+    assert folder.skips() == 0
+    for step, skipped in enumerate([1.0, 0.0, 1.0, 1.0], start=1):
+        folder.append_metrics({"step": step, "skipped": skipped})
+    assert folder.skips() == 2
+
+
+def test_a_summary_adds_up_the_phases_of_all_processes(folder, recipe):
+    for step in (1, 2):
+        folder.append_metrics({"step": step, "tokens": 30, "time/step": 2.0, "memory/step": float(step)})
+    folder.append_metrics({"step": 3, "tokens": 40, "time/start": 5.0, "time/step": 1.0, "memory/step": 1.5})
+    summary = summary_of(folder, recipe, {"ranks": 1}, {"time/export": 0.5, "memory/export": 1.0})
+    assert summary["phases"] == {
+        "memory/export": 1.0,
+        "memory/step": 2.0,
+        "time/export": 0.5,
+        "time/start": 5.0,
+        "time/step": 5.0,
+    }
+    assert (summary["wall_seconds"], summary["tokens_per_second"], summary["ranks"]) == (10.5, 20.0, 1)

@@ -4,13 +4,12 @@ import pytest
 import torch
 
 from opd import step as step_module
-from opd.step import step
 from tests import cases, reference
 
 
 def taken(name: str, *, tied: bool = False, seed: int = 0, **more):
     run = cases.run(cases.recipe(name, **more), tied=tied)
-    outcome = step(run, cases.rollouts(seed), 0, 0.0)
+    outcome = cases.taken(run, cases.rollouts(seed))
     return outcome, cases.gradients(run.trainer.student), run.trainer
 
 
@@ -41,9 +40,10 @@ def test_any_token_budget_gives_the_same_gradient(name: str):
 
 @pytest.mark.parametrize("name", ["all", "soft_or_rollout", "three_terms"])
 def test_one_pass_equals_score_then_train(name: str, monkeypatch: pytest.MonkeyPatch):
-    assert step_module.counts_before(cases.recipe(name).loss, cases.rollouts()) is not None
+    lengths = [r.length for r in cases.rollouts()]
+    assert step_module.counts_before(cases.recipe(name), lengths) is not None
     once, fast, _ = taken(name, token_budget=64)
-    monkeypatch.setattr(step_module, "counts_before", lambda terms, rollouts: None)
+    monkeypatch.setattr(step_module, "counts_before", lambda recipe, lengths: None)
     twice, slow, _ = taken(name, token_budget=64)
     assert cases.relative_error(fast, slow) < 1e-12
     once.metrics.pop("time/score", None)
@@ -51,26 +51,26 @@ def test_one_pass_equals_score_then_train(name: str, monkeypatch: pytest.MonkeyP
 
 
 def test_a_batch_scope_is_never_one_pass():
-    assert step_module.counts_before(cases.recipe("soft_or_batch").loss, cases.rollouts()) is None
+    assert step_module.counts_before(cases.recipe("soft_or_batch"), [3, 4]) is None
 
 
 def test_statistics_are_measured_only_when_needed():
     sparse = {"metrics": {"full_every": 4}}
     assert step_module.needed(cases.recipe("all", **sparse), 1) == frozenset()
     assert step_module.needed(cases.recipe("soft_or_batch", **sparse), 1) == {"student_entropy", "reverse_kl"}
-    assert step_module.needed(cases.recipe("all", **sparse), 4) == frozenset(step_module.STATISTICS)
+    assert step_module.needed(cases.recipe("all", **sparse), 4) == step_module.MEASURED
 
 
 def test_the_order_of_rollouts_in_a_step_does_not_matter():
     run, other = (cases.run(cases.recipe("soft_or_batch")) for _ in range(2))
-    step(run, cases.rollouts(), 0, 0.0)
-    step(other, cases.rollouts()[::-1], 0, 0.0)
+    cases.taken(run, cases.rollouts())
+    cases.taken(other, cases.rollouts()[::-1])
     assert cases.relative_error(cases.gradients(other.trainer.student), cases.gradients(run.trainer.student)) < 1e-12
 
 
 def test_a_step_of_empty_rollouts_pays_nothing():
     run = cases.run(cases.recipe("soft_or_batch"))
-    outcome = step(run, [r for r in cases.rollouts() if r.length == 0], 0, 0.0)
+    outcome = cases.taken(run, [r for r in cases.rollouts() if r.length == 0])
     assert outcome.metrics["loss"] == 0
     assert all(bool((g == 0).all()) for g in cases.gradients(run.trainer.student).values())
 
@@ -79,7 +79,7 @@ def test_gradient_checkpointing_does_not_change_the_gradient():
     _, plain, _ = taken("soft_or_batch")
     run = cases.run(cases.recipe("soft_or_batch"))
     run.trainer.student.model.gradient_checkpointing_enable({"use_reentrant": False})
-    step(run, cases.rollouts(), 0, 0.0)
+    cases.taken(run, cases.rollouts())
     assert cases.relative_error(cases.gradients(run.trainer.student), plain) < 1e-12
 
 

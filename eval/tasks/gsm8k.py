@@ -5,6 +5,7 @@ from pathlib import Path
 
 from eval.tasks.base import Problem, Task
 from opd.config import PromptSettings
+from opd.errors import DataError
 from opd.prompts import load_rows
 
 REVISION = "e53f048856ff4f594e959d75785d2c2d37b678ee"
@@ -15,7 +16,10 @@ FILE = "gsm8k_test.jsonl"
 def load(n: int) -> list[Problem]:
     """The first n test problems: from the folder named by OPD_DATA if it is set, else from the hub."""
     folder = os.environ.get("OPD_DATA")
-    rows = load_rows(PromptSettings(path=str(Path(folder) / FILE)) if folder else PromptSettings(**SOURCE))
+    try:
+        rows = load_rows(PromptSettings(path=str(Path(folder) / FILE)) if folder else PromptSettings(**SOURCE))
+    except DataError as error:
+        raise DataError(f"task gsm8k: {error}; or set OPD_DATA to a folder that holds {FILE}") from None
     return [{"question": r["question"], "answer": r["answer"].rpartition("####")[2].strip()} for r in rows[:n]]
 
 

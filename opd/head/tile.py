@@ -54,12 +54,12 @@ class Tile:
         teacher: HiddenStates | TopScores | None,
         token_id_N: Int[Tensor, " N"],
         settings: HeadSettings,
-        weak_NH: Float[Tensor, "N H"] | None = None,
+        weak_MH: Float[Tensor, "M H"] | None = None,
     ) -> None:
         self.rows_n, self.settings = rows_n, settings
         self.logits_nV = student.logits(rows_n)
         self.raw_token_id_n = token_id_N[rows_n]
-        self._student, self._teacher, self._weak_NH = student, teacher, weak_NH
+        self._student, self._teacher, self._weak_MH = student, teacher, weak_MH
         self._log_probs: dict[tuple[str, float], Tensor] = {}
         self.stop = torch.tensor(settings.stop, dtype=torch.long, device=rows_n.device)
         self.merges = settings.merge_stop and len(self.stop) > 1
@@ -76,9 +76,9 @@ class Tile:
     @cached_property
     def weak_logits_nV(self) -> Float[Tensor, "n V"]:
         """Logits of the middle layer, through the student's own head; the last layer's where none was given."""
-        if self._weak_NH is None or not len(self._weak_NH):
+        if self._weak_MH is None or not len(self._weak_MH):
             return self.logits_nV
-        return self._student.head.logits(self._weak_NH[self.rows_n])
+        return self._student.head.logits(self._weak_MH[self.rows_n])
 
     def student(self, temperature: float | None = None) -> Float[Tensor, "n V"]:
         """log p_S of every outcome, at the settings' temperature or another."""

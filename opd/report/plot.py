@@ -21,8 +21,8 @@ def plot_run(folder: RunFolder, metrics: Lines, scores: dict[str, Any]) -> None:
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
     for task, by_who in scores.items():
         plot_scores(left, task, by_who)
-    _plot(left, metrics, "reward", label="reward, training rollouts", alpha=0.5)
-    left.set(title="accuracy", xlabel="step", ylim=(0, 1.02))
+    _plot(left, metrics, "reward", label="reward of training rollouts, sampled", alpha=0.5)
+    left.set(title="exact match: greedy on held-out problems, sampled in training", xlabel="step", ylim=(0, 1.02))
     _plot(middle, metrics, "reverse_kl", label="fresh rollouts")
     for by_who in scores.values():
         points = sorted((s["steps"], s["fixed_text"]["reverse_kl"]) for s in by_who.values() if "fixed_text" in s)
@@ -53,4 +53,4 @@ def plot_scores(axes: Axes, task: str, by_who: dict[str, Any]) -> None:
 def _plot(axes: Axes, metrics: Lines, name: str, **style: Any) -> None:
     points = [(m["step"], m[name]) for m in metrics if m.get(name) is not None]
     if points:
-        axes.plot(*zip(*points, strict=True), **style)
+        axes.plot(*zip(*points, strict=True), ".-", **style)

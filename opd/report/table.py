@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from opd.metrics import Metrics
 from opd.run import RunFolder
 
 ROWS = {"teacher": "teacher", "student_start": "student, start", "student_end": "student, end"}
@@ -17,6 +18,9 @@ def print_summary(folder: RunFolder, summary: dict[str, Any]) -> None:
     console = Console()
     for task, scores in summary["scores"].items():
         console.print(score_table(task, scores))
+    if not summary["scores"]:
+        console.print("nothing was scored: the recipe has no `evaluate` section", highlight=False)
+    console.print(divergence_line(folder.metrics()), highlight=False)
     console.print(phase_table(summary["phases"]))
     console.print(
         f"{summary['tokens_per_second']:,.0f} trained tokens/s over {summary['steps']} steps", highlight=False
@@ -39,11 +43,39 @@ def score_table(task: str, scores: dict[str, dict[str, Any]]) -> Table:
     return table
 
 
+def divergence_line(metrics: list[Metrics]) -> str:
+    """Reverse KL of the first and of the last fully measured step."""
+    full = [(line["step"], line["reverse_kl"]) for line in metrics if line.get("reverse_kl") is not None]
+    if not full:
+        return "reverse KL was never measured"
+    (first, start), (last, end) = full[0], full[-1]
+    return f"reverse KL on fresh rollouts: {start:.4f} nats a token in step {first}, {end:.4f} in step {last}"
+
+
+PHASES = {
+    "start": "start: engine, teacher, student",
+    "step": "steps",
+    "generate": "  generate",
+    "reward": "  reward",
+    "score": "  score",
+    "train": "  train",
+    "sync": "  sync",
+    "evaluate": "evaluate, the teacher too",
+    "export": "export",
+}
+"""Phases in order of time; the indented ones are parts of the steps."""
+
+
 def phase_table(phases: dict[str, float]) -> Table:
-    """Wall seconds and peak memory of each phase of the whole run."""
+    """Wall seconds and peak memory of each phase of the whole run, resumed or not."""
     table = Table(title="where the time went", title_justify="left")
     for column in ("phase", "seconds", "peak GiB"):
         table.add_column(column, justify="left" if column == "phase" else "right")
-    for name in sorted(k.removeprefix("time/") for k in phases if k.startswith("time/")):
-        table.add_row(name, f"{phases[f'time/{name}']:.1f}", f"{phases[f'memory/{name}']:.2f}")
+    for name, words in PHASES.items():
+        if f"time/{name}" in phases:
+            table.add_row(words, f"{phases[f'time/{name}']:.1f}", f"{phases[f'memory/{name}']:.2f}")
+    outer = [name for name, words in PHASES.items() if not words.startswith(" ") and f"time/{name}" in phases]
+    total, peak = (pick(phases[f"{of}/{n}"] for n in outer) for pick, of in ((sum, "time"), (max, "memory")))
+    table.add_section()
+    table.add_row("total", f"{total:.1f}", f"{peak:.2f}")
     return table

@@ -13,9 +13,9 @@ from opd.errors import ModelError
 from opd.head.loss import DensePay
 from opd.head.tile import HeadSettings, log_softmax
 from opd.head.weights import HiddenStates
-from opd.models import backbone, head_weights, trained_states
 from opd.objectives import OBJECTIVES
 from opd.packing import Layout, lay_out
+from opd.reading import backbone, head_weights, trained_states
 from opd.step import Run, gather, head_settings, micro_batches, score
 from opd.student import Student
 from opd.teacher.local import LocalTeacher

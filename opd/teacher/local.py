@@ -6,7 +6,7 @@ import torch
 from transformers import PreTrainedModel
 
 from opd.batch import Batch, Rollout
-from opd.models import backbone, head_weights, trained_states
+from opd.reading import backbone, head_weights, trained_states
 from opd.teacher.base import TeacherScores
 
 

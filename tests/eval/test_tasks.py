@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 from eval.runner import Evaluation, task_named
 from eval.tasks import TASKS
 from opd.batch import Rollout
-from opd.config import Evaluate
+from opd.config import EvaluateSettings
 from opd.distributed import Ranks
 from opd.errors import DataError, RecipeError
 from opd.rollout.engine import RolloutEngine
@@ -73,7 +73,7 @@ class Engine(RolloutEngine):
 
 def test_an_evaluation_scores_greedy_answers_with_their_error(toy):
     tokenizer = AutoTokenizer.from_pretrained(toy / "student")
-    settings = Evaluate(task="arithmetic", problems=4)
+    settings = EvaluateSettings(task="arithmetic", problems=4)
     evaluation = Evaluation(settings, tokenizer)
     answers = [p["answer"] for p in TASKS["arithmetic"].load(4)]
     questions = [p["question"] for p in TASKS["arithmetic"].load(4)]
@@ -83,4 +83,4 @@ def test_an_evaluation_scores_greedy_answers_with_their_error(toy):
     score = evaluation(engine)
     assert score == {"score": 0.5, "stderr": pytest.approx(0.2886751), "n": 4, "truncated": 0.25}
     assert engine.max_new_tokens == TASKS["arithmetic"].max_new_tokens
-    assert Evaluation(Evaluate(task="arithmetic", max_new_tokens=3), tokenizer).max_new_tokens == 3
+    assert Evaluation(EvaluateSettings(task="arithmetic", max_new_tokens=3), tokenizer).max_new_tokens == 3

@@ -12,7 +12,7 @@ from opd.models import load_model, load_tokenizer
 from opd.prompts import render
 from opd.rollout.engine import RolloutEngine, Sampling
 from opd.rollout.settings import RolloutSettings
-from opd.rollout.source import start_engine
+from opd.rollout.start import start_engine
 from opd.student import Student
 
 ENGINES = [pytest.param("vllm", marks=pytest.mark.engine), "transformers"]

@@ -11,8 +11,10 @@ from opd.batch import Prompt, Rollout
 from opd.distributed import Ranks
 from opd.errors import DataError
 from opd.rollout.engine import RolloutEngine, Sampling
+from opd.rollout.files import read_rollouts, step_file, write_rollouts
 from opd.rollout.settings import RolloutSettings
-from opd.rollout.source import engine_type, live, read_rollouts, recorded, step_file, write_rollouts
+from opd.rollout.source import live, recorded
+from opd.rollout.start import engine_type
 from opd.rollout.transformers import draw
 
 ROLLOUTS = [
@@ -42,9 +44,10 @@ def test_recorded_steps_are_read_one_by_one(tmp_path: Path):
         write_rollouts(step_file(tmp_path, step), ROLLOUTS[step : step + 1])
     assert step_file(tmp_path, 0).name == "step-000001.jsonl"
     source = recorded(tmp_path)
-    assert [source(0), source(1), source(0)] == [ROLLOUTS[:1], ROLLOUTS[1:], ROLLOUTS[:1]]
+    settings = RolloutSettings(type="recorded", path=str(tmp_path))
+    assert [source(settings, step) for step in (0, 1, 0)] == [ROLLOUTS[:1], ROLLOUTS[1:], ROLLOUTS[:1]]
     with pytest.raises(DataError, match=r"no recorded rollouts at '.*step-000003.jsonl'; record as many"):
-        source(2)
+        source(settings, 2)
 
 
 class Engine(RolloutEngine):
@@ -64,8 +67,8 @@ def test_a_live_step_asks_for_its_prompts_keyed_by_run_and_step(seeded, key, mon
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     engine, prompts = Engine(), {3: [Prompt(0, [1])]}
     settings = RolloutSettings(samples_per_prompt=5, max_new_tokens=9, temperature=0.7, seeded=seeded)
-    source = live(engine, prompts.__getitem__, settings, seed=7)
-    assert source(3) == ROLLOUTS
+    source = live(engine, prompts.__getitem__, seed=7)
+    assert source(settings, 3) == ROLLOUTS
     assert engine.asked == [(prompts[3], Sampling(5, 9, 0.7, key))]
 
 
@@ -74,6 +77,7 @@ def test_auto_takes_vllm_where_it_is_installed(monkeypatch):
         monkeypatch.setattr("importlib.util.find_spec", lambda name, found=found: found)
         assert engine_type(RolloutSettings()) == engine
         assert engine_type(RolloutSettings(type="vllm")) == "vllm"
+        assert engine_type(RolloutSettings(type="recorded", path="r")) == engine, "evaluations still need one"
 
 
 def generators(count: int) -> list[torch.Generator]:

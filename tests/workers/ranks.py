@@ -17,7 +17,6 @@ from deepspeed.utils import safe_get_full_grad
 from opd import distributed
 from opd.distributed import Ranks, Trainer, Update, gathered
 from opd.models import DTYPES
-from opd.step import step
 from tests import cases
 
 
@@ -49,7 +48,7 @@ def gradients(trainer: Trainer, ranks: Ranks, precision: str, folder: Path) -> N
         run = cases.run(
             cases.recipe(name, token_budget=max(40, budget)), trainer=trainer, dtype=DTYPES[precision], ranks=ranks
         )
-        outcome = step(run, rollouts, 0, 0.0)
+        outcome = cases.taken(run, rollouts)
         found = {
             "loss": outcome.metrics["loss"],
             "grads": grads,
@@ -62,7 +61,12 @@ def gradients(trainer: Trainer, ranks: Ranks, precision: str, folder: Path) -> N
 
 def nonfinite(trainer: Trainer, ranks: Ranks, precision: str, folder: Path) -> None:
     """A step that only rank 1's (or the only rank's) micro-batch poisons, between two sound ones."""
-    run = cases.run(cases.recipe("all", token_budget=64), trainer=trainer, dtype=DTYPES[precision], ranks=ranks)
+    run = cases.run(
+        cases.recipe("all", token_budget=64, optimizer={"lr": 1e-3, "schedule": "constant"}),
+        trainer=trainer,
+        dtype=DTYPES[precision],
+        ranks=ranks,
+    )
     found = {"start": weights(trainer)}
     for index, kind in enumerate(["sound", "loss", "gradient", "sound", "sound"]):
         if index == 1:
@@ -70,7 +74,7 @@ def nonfinite(trainer: Trainer, ranks: Ranks, precision: str, folder: Path) -> N
         if index == 4:  # the last step once more, without the poisoned ones before it
             trainer.load(folder / "after-0")
         poison(trainer, kind if ranks.index == ranks.count - 1 else "sound")
-        outcome = step(run, cases.rollouts(min(index, 3)), min(index, 3), 1e-3)
+        outcome = cases.taken(run, cases.rollouts(min(index, 3)), min(index, 3))
         found[index] = {"skipped": outcome.skipped, "weights": weights(trainer)}
     if ranks.is_main:
         torch.save(found, folder / "nonfinite.pt")

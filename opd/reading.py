@@ -1,0 +1,47 @@
+"""How a model is read: its backbone, hidden states at the positions that matter, and its head as mathematics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from opd.batch import Batch
+from opd.head.weights import HeadWeights
+from opd.models import text_config
+
+
+def backbone(model: PreTrainedModel) -> nn.Module:
+    """Everything below the lm_head."""
+    return model.get_decoder()
+
+
+def head_weights(weight_VH: Tensor, bias_V: Tensor | None, config: Any) -> HeadWeights:
+    """The lm_head as mathematics: its weights, with the caps and scales that the configuration names."""
+    text = text_config(config)
+    scale = (getattr(text, "logit_scale", None) or 1.0) / (getattr(text, "logits_scaling", None) or 1.0)
+    return HeadWeights(weight_VH, bias_V, softcap=getattr(text, "final_logit_softcapping", None), scale=scale)
+
+
+def trained_states(
+    backbone: nn.Module, batch: Batch, layer_share: float | None = None
+) -> tuple[Float[Tensor, "C H"], Float[Tensor, "C H"] | None]:
+    """Last hidden states at the positions that predict the batch's trained tokens, and a middle layer's or None.
+
+    layer_share: depth of the middle layer, whose states pass the final norm as the last ones do.
+    """
+    wants_layers = layer_share is not None
+    out = backbone(
+        input_ids=batch.input_ids_SW,
+        position_ids=batch.position_SW,
+        use_cache=False,
+        output_hidden_states=wants_layers,
+    )
+    last_CH = out.last_hidden_state.flatten(0, 1)[batch.source_C]
+    if not wants_layers:
+        return last_CH, None
+    layers = len(out.hidden_states) - 1
+    middle = out.hidden_states[max(1, round(layer_share * layers))]
+    return last_CH, backbone.norm(middle.flatten(0, 1)[batch.source_C])
