@@ -38,9 +38,10 @@ class RunFolder:
     fixed_text = property(lambda self: self.path / "fixed_text.jsonl")
 
     def create(self, recipe: Recipe) -> None:
-        """Make the folder and store the resolved recipe."""
+        """Make the folder and store the resolved recipe, with the run's name, so that it resumes by itself."""
         self.path.mkdir(parents=True)
-        (self.path / "recipe.yaml").write_text(dump_recipe(recipe))
+        named = recipe.model_copy(update={"name": self.path.name})
+        (self.path / "recipe.yaml").write_text(dump_recipe(named))
 
     def append_metrics(self, metrics: Metrics) -> None:
         """One line of metrics.jsonl; what is not a number there is null."""

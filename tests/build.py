@@ -1,15 +1,26 @@
-"""Small inputs for the mathematics: hidden states with a known distribution, token tables, named draws."""
+"""Small inputs for the mathematics: hidden states with a known distribution, token tables, whole losses of a recipe."""
 
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from opd.batch import TokenTable
-from opd.head.statistics import MEASURED, row_statistics
-from opd.head.tile import HeadSettings
+from opd.batch import Batch, Rollout, TokenTable
+from opd.config import Recipe, Term
+from opd.distributed import Ranks, Trainer, Update
+from opd.head.loss import Pay, head_loss
+from opd.head.statistics import MEASURED, STATISTICS, row_statistics
+from opd.head.tile import HeadSettings, TopScores
 from opd.head.weights import HeadWeights, HiddenStates
+from opd.metrics import Clock
+from opd.objectives.base import Objective
+from opd.plan import TermPlan, chosen_loss, pays, plan, with_ratio_advantage
+from opd.recipe_text import parse_recipe
 from opd.seeds import generator_for
+from opd.selection.base import TokenSelector
+from opd.step import Run, head_settings
 
 TILE = 1 << 20
 
@@ -30,22 +41,29 @@ def random_states(rows: int, hidden: int, vocabulary: int, *, seed: int, **head:
     return HiddenStates(hidden_NH, HeadWeights(weight_VH, bias_V, **head))
 
 
-def statistics(student: HiddenStates, teacher: HiddenStates | None, needs: Any = MEASURED, **settings: Any) -> dict:
+def statistics(
+    student: HiddenStates, teacher: HiddenStates | None, needs: Iterable[str] = MEASURED, **settings: Any
+) -> dict[str, Tensor]:
     """row_statistics with everything else at its plainest; `settings` are HeadSettings', and token_id_N."""
     token_id_N = settings.pop("token_id_N", torch.zeros(len(student), dtype=torch.long))
     plain = {"tile_bytes": TILE, "candidates": 3}
     return row_statistics(needs, student, teacher, token_id_N, HeadSettings(**plain | settings))
 
 
-def token_table(lengths: list[int], columns: dict[str, Tensor], rollout_ids: list[int] | None = None) -> TokenTable:
-    """A table of rollouts of those lengths; `rollout_ids` renames them (others of the step are then absent)."""
+def token_table(
+    lengths: list[int], columns: dict[str, Tensor], rollout_ids: list[int] | None = None, **given: Tensor | None
+) -> TokenTable:
+    """A table of rollouts of those lengths; `rollout_ids` renames them (others of the step are then absent).
+
+    `given` are columns of the table that are no statistics.
+    """
     rollout_ids = list(range(len(lengths))) if rollout_ids is None else rollout_ids
     step = max(rollout_ids, default=-1) + 1
     length_B = torch.zeros(step, dtype=torch.long)
     length_B[rollout_ids] = torch.tensor(lengths, dtype=torch.long)
-    return TokenTable(
-        rollout_C=torch.repeat_interleave(torch.tensor(rollout_ids, dtype=torch.long), torch.tensor(lengths)),
-        position_C=torch.cat([torch.arange(n) for n in lengths]),
+    plain = TokenTable(
+        rollout_C=torch.repeat_interleave(torch.tensor(rollout_ids, dtype=torch.long), torch.tensor(lengths).long()),
+        position_C=torch.cat([torch.arange(n) for n in [0, *lengths]]),
         token_id_C=torch.zeros(sum(lengths), dtype=torch.long),
         sampler_logprob_C=torch.zeros(sum(lengths)),
         statistics=columns,
@@ -54,15 +72,152 @@ def token_table(lengths: list[int], columns: dict[str, Tensor], rollout_ids: lis
         advantage_B=torch.linspace(-1, 1, step, dtype=torch.float64) if step else torch.zeros(0, dtype=torch.float64),
         group_B=torch.zeros(step, dtype=torch.long),
     )
+    return replace(plain, **{name: column for name, column in given.items() if column is not None})
 
 
 def random_table(lengths: list[int], seed: int = 0) -> TokenTable:
-    """A table with every statistic, float64, positive and all different."""
+    """A table with every statistic, float64 and all different; log-probabilities are negative, the rest positive."""
     generator = torch.Generator().manual_seed(seed)
     columns = {name: torch.rand(sum(lengths), generator=generator, dtype=torch.float64) for name in MEASURED}
-    return token_table(lengths, columns)
+    return token_table(lengths, {name: -c if name.endswith("logprob") else c for name, c in columns.items()})
 
 
 def draw(rollout: int) -> torch.Generator:
     """The generator of a rollout's draws."""
     return generator_for("test", rollout)
+
+
+class Given(TokenSelector):
+    """Weights that a test writes by hand, in a column of the table."""
+
+    type: Literal["given"] = "given"
+
+    def weights(self, table: TokenTable, draw: Any) -> Tensor:
+        return table["weight"]
+
+
+PLAIN = {
+    "student": {"model": "student"},
+    "teacher": {"type": "local", "model": "teacher"},
+    "prompts": {"path": "none.jsonl", "max_tokens": 12, "answer": "answer"},
+    "rollout": {"max_new_tokens": 20, "type": "transformers", "samples_per_prompt": 4},
+    "loss": [{"objective": {"type": "reverse_kl"}}],
+    "stop_class": False,
+    "token_budget": 4096,
+    "precision": "fp64",
+}
+
+
+def recipe(*terms: dict[str, Any], **more: Any) -> Recipe:
+    """A recipe of those terms, with the rest at its plainest; `more` are its other keys."""
+    return parse_recipe(PLAIN | ({"loss": list(terms)} if terms else {}) | more)
+
+
+def paying(*objectives: Objective, **more: Any) -> Recipe:
+    """A recipe whose terms pay these objectives on the tokens that the table's column `weight` names."""
+    terms = [Term.model_construct(select=Given(), objective=objective, weight=1.0) for objective in objectives]
+    return recipe().model_copy(update={"loss": terms, **more})
+
+
+@dataclass(frozen=True)
+class Models:
+    """What the head reads: student, teacher, and where an objective asks for them a middle layer and a reference."""
+
+    student: HiddenStates
+    teacher: HiddenStates | TopScores | None = None
+    weak_NH: Tensor | None = None
+    reference: HiddenStates | None = None
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A loss, its gradient by name (hidden, weight, bias, weak), and how it came about."""
+
+    loss: Tensor
+    grads: dict[str, Tensor]
+    plans: list[TermPlan]
+    table: TokenTable
+
+
+def measured(recipe: Recipe, table: TokenTable, models: Models, settings: HeadSettings) -> TokenTable:
+    """The table with what the recipe needs; columns that it has already stay."""
+    ids_C, needs = table.token_id_C, recipe.needs & set(STATISTICS)
+    columns = row_statistics(needs, models.student, models.teacher, ids_C, settings) if needs else {}
+    if models.reference is not None:
+        own = row_statistics(["student_logprob"], models.reference, None, ids_C, settings)
+        columns |= {"reference_logprob": own["student_logprob"]}
+    return with_ratio_advantage(recipe, table.with_statistics(columns | table.statistics))
+
+
+def taken(recipe: Recipe, table: TokenTable, models: Models, *, stop: tuple[int, ...] = (), **settings: Any) -> Taken:
+    """Loss and gradient of a recipe's terms on one table, by `opd.plan` and the head; nothing is computed here."""
+    head = replace(head_settings(recipe, stop), **settings)
+    table = measured(recipe, table, models, head)
+    plans = plan(recipe, table, 0)
+    paid = pays(recipe.loss, plans, torch.arange(len(table)), torch.device("cpu"))
+    loss, grads = gradient(models, paid, table.token_id_C, head)
+    return Taken(loss + chosen_loss(recipe.loss, plans), grads, plans, table)
+
+
+def gradient(
+    models: Models, paid: list[Pay], token_id_N: Tensor, settings: HeadSettings
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """head_loss, and its gradient with respect to everything that there is: hidden, weight, bias, weak."""
+    head = models.student.head
+    leaves = {"hidden": models.student.hidden_NH, "weight": head.weight_VH, "bias": head.bias_V, "weak": models.weak_NH}
+    leaves = {name: leaf.detach().clone().requires_grad_() for name, leaf in leaves.items() if leaf is not None}
+    own = HiddenStates(leaves["hidden"], replace(head, weight_VH=leaves["weight"], bias_V=leaves.get("bias")))
+    loss = head_loss(own, models.teacher, paid, token_id_N, settings, leaves.get("weak"))
+    grads = torch.autograd.grad(loss, list(leaves.values()))
+    return loss.detach(), dict(zip(leaves, grads, strict=True))
+
+
+class GivenLogits(Trainer):
+    """Trainer and teacher of a step whose models are two matrices of logits; a rollout names its rows of them."""
+
+    def __init__(self, student_TV: Tensor, teacher_TV: Tensor) -> None:
+        self.student_TV, self.teacher_TV = student_TV.clone().requires_grad_(), teacher_TV
+
+    def start(self, rollouts: list[Rollout]) -> None:
+        self.rows_C = torch.tensor([row for r in rollouts for row in r.extra["rows"]], dtype=torch.long)
+
+    def score(self, batch: Batch) -> HiddenStates:
+        return states(self.teacher_TV[self.rows_C[batch.row_C]], self.teacher_TV.dtype)
+
+    def __call__(
+        self, batch: Batch, scored: HiddenStates, settings: HeadSettings, *, needs: Any = (), pays_of: Any = None
+    ) -> tuple[Tensor | None, dict[str, Tensor]]:
+        student = states(self.student_TV[self.rows_C[batch.row_C]], self.student_TV.dtype)
+        found = row_statistics(needs, student, scored, batch.token_id_C, settings)
+        return pays_of and head_loss(student, scored, pays_of(found), batch.token_id_C, settings), found
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        loss.backward()
+
+    def update(self, lr: float) -> Update:
+        return Update(skipped=False, grad_norm=0.0)
+
+    @property
+    def grad_TV(self) -> Tensor:
+        """The step's gradient; 0 where nothing was paid."""
+        return torch.zeros_like(self.student_TV) if self.student_TV.grad is None else self.student_TV.grad
+
+
+def run_on(models: GivenLogits, recipe: Recipe) -> Run:
+    """A run on those logits; rewards are what the rollouts carry as `reward`."""
+    return Run(recipe, models, models, Ranks(), "rows", lambda rollout: rollout.extra["reward"], Clock())
+
+
+def rollouts_of(lengths: list[int], *, mask: list[int] | None = None, groups: Any = None, rewards: Any = None) -> list:
+    """Rollouts that lie one after another on the rows of such logits; a row whose mask is 0 is not trained."""
+    made, start = [], 0
+    for number, length in enumerate(lengths):
+        rows = range(start, start := start + length)
+        trained = [mask is None or mask[row] > 0 for row in rows]
+        extra = {"rows": [row for row, is_trained in zip(rows, trained, strict=True) if is_trained]}
+        extra |= {"reward": 0.0 if rewards is None else float(rewards[number])}
+        count, group = len(extra["rows"]), 0 if groups is None else groups[number]
+        made.append(
+            Rollout([0] * (1 + length), [False, *trained], [0.0] * count, [0] * count, "stop", group, extra)
+        )
+    return made

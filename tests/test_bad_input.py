@@ -26,7 +26,7 @@ OVERRIDES = {
     "another selector's key": ("loss.0.select={type: random, clip: 0.5}", ["'loss.0.select.clip'", "known keys"]),
     "unknown key in an objective": ("loss.0.objective={type: jsd, betta: 0.3}", ["objective.betta", "'beta'"]),
     "unknown key in a term": ("loss.0.wait=0.3", ["'loss.0.wait'", "'weight'"]),
-    "key like nothing": ("qqqq=3", ["'qqqq'", "known keys: student, teacher"]),
+    "key like nothing": ("qqqq=3", ["'qqqq'", "known keys: name, student, teacher"]),
     "missing key": ("loss.0={select: {type: all}}", ["'loss.0.objective'", "needs it"]),
     "no type": ("loss.0.objective={}", ["loss.0.objective", "no 'type'", "'reverse_kl', 'forward_kl', 'jsd'"]),
     "word for a number": ("steps=many", ["steps can't be 'many'", "integer", "Optimizer steps"]),
@@ -78,6 +78,12 @@ OVERRIDES = {
         "prompts={dataset: nobody/nothing, max_tokens: 16}",
         ["prompts.dataset 'nobody/nothing'", "prompts.path"],
     ),
+    "a setting of another engine": ("rollout.kv_cache_mib=64", ["kv_cache_mib", "'transformers'", "remove"]),
+    "more prompts a step than there are": ("prompts_per_step=1000", ["prompts_per_step 1000", "prompts there are"]),
+    "an advantage that nothing reads": ("advantage=reward", ["'advantage: reward' has no effect", "remove it"]),
+    "a selector without its advantage": ("loss.0.select={type: d3s}", ["'d3s' needs an advantage", "reward"]),
+    "a ramp out of bounds": ("loss.0.select.keep={start: 0.5, end: 2}", ["loss.0.select.keep.end", "2"]),
+    "a ramp's unknown key": ("loss.0.select.keep={start: 0.5, end: 1, shap: linear}", ["keep.shap", "'shape'"]),
     "no recorded rollouts": ("rollout={type: recorded, path: none}", ["no recorded", "none/step-000001.jsonl"]),
     "tracker that is not installed": ("metrics.trackers=[wandb]", ["wandb", "not installed", "pip install"]),
     "kernel that is not installed": ("student.attention=flash_attention_2", ["flash_attn", "not installed"]),
@@ -95,7 +101,7 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("opd.distributed.start", fail)
     monkeypatch.setattr("opd.models.load_model", fail)
     monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", fail)
-    monkeypatch.setattr("opd.rollout.source.start_engine", fail)
+    monkeypatch.setattr("opd.rollout.start.start_engine", fail)
     monkeypatch.setattr("eval.runner.start_engine", fail)
 
 
@@ -231,10 +237,20 @@ def test_a_broken_parquet_file_is_named(command, recipe, refused):
 
 
 @BOTH
+def test_sampled_tokens_ask_for_one_temperature(command, recipe, refused):
+    recipe["loss"] = [{"objective": {"type": "sampled_reverse_kl"}}]
+    contains(refused(command, write(recipe), "loss_temperature=2"), "'sampled_reverse_kl'", "must be equal")
+
+
+@BOTH
 def test_broken_recorded_rollouts_are_named(command, recipe, refused):
     Path("recorded").mkdir()
     recipe["rollout"] |= {"type": "recorded", "path": "recorded"}
-    for content, words in {"{": "does not hold rollouts", "{}\n": "does not hold rollouts", "": "no rollout"}.items():
+    for content, words in {
+        "{": "does not hold rollouts",
+        "{}\n": "does not hold rollouts",
+        "": "holds 0 rollouts",
+    }.items():
         Path("recorded/step-000001.jsonl").write_text(content)
         contains(refused(command, write(recipe)), "recorded/step-000001.jsonl", words)
 
@@ -352,20 +368,20 @@ def run(recipe) -> RunFolder:
 
 def test_an_existing_run_is_not_overwritten(run, recipe, refused):
     message = refused("train", "r.yaml", "name=old")
-    contains(message, "'runs/old' exists", "nothing is overwritten", "--name", "--resume")
+    contains(message, "'runs/old' exists", "nothing is overwritten", "name=", "--resume")
 
 
 def test_resume_needs_a_name(run, refused):
-    contains(refused("train", "r.yaml", "--resume"), "--resume needs --name")
+    contains(refused("train", "r.yaml", "--resume"), "--resume needs name=")
 
 
 def test_resume_needs_a_run(run, refused):
-    contains(refused("train", "r.yaml", "--resume", "name=new"), "no run 'runs/new'", "--name")
+    contains(refused("train", "r.yaml", "--resume", "name=new"), "no run 'runs/new'", "name=")
 
 
 def test_resume_needs_a_checkpoint(run, refused):
     (run.checkpoints / "step-000001").rename(run.checkpoints / ".step-000001.tmp")
-    contains(refused("train", "r.yaml", "--resume", "name=old"), "'runs/old' has no checkpoint", "another --name")
+    contains(refused("train", "r.yaml", "--resume", "name=old"), "'runs/old' has no checkpoint", "another name=")
 
 
 def test_resume_needs_the_same_recipe(run, refused):
@@ -375,7 +391,7 @@ def test_resume_needs_the_same_recipe(run, refused):
 
 def test_a_name_is_one_folder(run, refused):
     for name in ("../out", "a/b", "..", ""):
-        contains(refused("train", "r.yaml", f"name={name}"), f"--name {name!r}", "without slashes")
+        contains(refused("train", "r.yaml", f"name='{name}'"), f"name {name!r}", "without slashes")
 
 
 def test_runs_is_a_folder(run, refused):
@@ -408,7 +424,7 @@ def test_a_bad_evaluation_is_named(case, recipe, refused, toy):
         (["train"], ["RECIPE", "`opd train --help`"]),
         (["doctor"], ["RECIPE", "`opd doctor --help`"]),
         (["eval", "--task", "arithmetic"], ["--model", "`opd eval --help`"]),
-        (["train", "r.yaml", "--nam", "x"], ["--nam", "--name"]),
+        (["train", "r.yaml", "--resum"], ["--resum", "--resume"]),
         (["schema", "--jsn"], ["--jsn"]),
     ],
 )
@@ -429,7 +445,7 @@ def test_a_real_process_says_the_same(case, run, recipe):
     arguments, rank, words = {
         "unknown key": (["r.yaml", "loss.0.select.kep=1"], "0", ["'loss.0.select.kep'", "did you mean 'keep'?"]),
         "run exists": (["r.yaml", "name=old"], "0", ["'runs/old' exists"]),
-        "usage": (["--nam", "x"], "0", ["--nam"]),
+        "usage": (["--resum"], "0", ["--resum"]),
     }[case]
     environment = os.environ | {"RANK": rank, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
     done = subprocess.run(

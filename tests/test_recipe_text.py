@@ -70,8 +70,15 @@ def test_the_example_of_the_architecture_parses(path):
     recipe = load_recipe(path)
     assert recipe.loss[0].select == SELECTORS["soft_or"](keep=0.5)
     assert recipe.loss[0].objective == OBJECTIVES["reverse_kl"]()
-    assert recipe.statistics == {"student_entropy", "reverse_kl"}
+    assert recipe.needs == {"student_entropy", "reverse_kl"}
     assert recipe.published["math500"] == 79.1 and recipe.prompts.chat_template_kwargs == {"enable_thinking": False}
+
+
+def needed_beside(override: str) -> list[str]:
+    """What a part that reads rewards asks of the rest of a recipe."""
+    if not any(name in override for name in ("tgdpo", "task_reward", "d3s")):
+        return []
+    return ["prompts.answer=answer", *([] if "tgdpo" in override else ["advantage=reward"])]
 
 
 @pytest.mark.parametrize(
@@ -85,11 +92,13 @@ def test_the_example_of_the_architecture_parses(path):
         "loss.0.select.choose=sample",
         *(f"loss.0.select={{type: {name}}}" for name in SELECTORS),
         *(f"loss.0.objective={{type: {name}}}" for name in OBJECTIVES),
+        "loss.0.select.keep={start: 0.2, end: 1.0, shape: cosine}",
+        "rollout_selection={type: random, keep_rollouts: {start: 2, end: 8}, multiple: 2}",
         "loss.0.select={type: entropy, choose: gate}",
     ],
 )
 def test_a_resolved_recipe_reads_as_itself(override, path):
-    recipe = load_recipe(path, [override])
+    recipe = load_recipe(path, [override, *needed_beside(override)])
     stored = path.with_name("resolved.yaml")
     stored.write_text(dump_recipe(recipe))
     assert load_recipe(stored) == recipe
@@ -148,7 +157,8 @@ def test_every_field_at_every_depth_has_a_line_with_its_sentence():
     assert (lr.type, lr.default, lr.sentence) == ("float > 0", "1e-06", "Peak learning rate.")
     assert (select.type, select.default) == (" | ".join(SELECTORS), "all")
     assert lines["student.model"].default == "required" and lines["evaluate"].default == "null"
-    assert {key.split(".")[0] for key in lines} == Recipe.model_fields.keys()
+    assert {key.split(".")[0].split("(")[0] for key in lines} == Recipe.model_fields.keys()
+    assert lines["loss.0.select(soft_or).keep"].type == "float > 0, <= 1 | ramp"
 
 
 def test_the_json_schema_holds_every_sentence():

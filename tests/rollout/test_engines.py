@@ -20,7 +20,7 @@ SAMPLING = Sampling(samples=3, max_new_tokens=16, temperature=1.0, seed_key=("te
 
 
 def start(kind: str, model: Path, stop: int) -> RolloutEngine:
-    settings = RolloutSettings(type=kind, kv_cache_mib=64)
+    settings = RolloutSettings(type=kind, **({"kv_cache_mib": 64} if kind == "vllm" else {}))
     return start_engine(str(model), settings, Ranks(), dtype=torch.float32, max_tokens=64, stop=[stop])
 
 
