@@ -59,7 +59,13 @@ def train(
 
 
 @app.command()
-def doctor(recipe: RecipePath, overrides: Overrides = None) -> None:
+def doctor(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    models: Annotated[
+        bool, typer.Option("--models", help="Load both models too, and measure how they end a turn on fresh rollouts.")
+    ] = False,
+) -> None:
     """Say what is wrong with a recipe, its data, its models' tokenizers or this machine, before anything loads."""
     from eval.runner import Evaluation
     from opd.doctor import check
@@ -69,7 +75,11 @@ def doctor(recipe: RecipePath, overrides: Overrides = None) -> None:
     checked = check(load_recipe(recipe, overrides), Evaluation)
     prompts = checked.prompts
     typer.echo(f"tokenizers agree on {len(checked.tokenizer)} tokens")
-    typer.echo(checked.stop.words(checked.tokenizer))
+    if models:
+        from opd.train import measure_stops
+
+    for line in measure_stops(checked) if models else [checked.stop.words(checked.tokenizer)]:
+        typer.echo(line)
     typer.echo(f"{len(prompts.prompts)} prompts ({prompts.too_long} too long, {prompts.duplicates} duplicates dropped)")
     typer.echo(f"rollouts by {engine_type(checked.recipe.rollout)}; all is well")
 

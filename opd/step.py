@@ -34,7 +34,7 @@ from opd.plan import (
     with_ratio_advantage,
     with_reward_advantage,
 )
-from opd.student import Statistics
+from opd.student import Statistics, Student
 from opd.teacher.base import Teacher, TeacherScores
 
 Grade = Callable[[Rollout], float]
@@ -44,10 +44,13 @@ REFERENCE = "reference_logprob"
 
 @dataclass
 class Run:
-    """What a step works with; `train.py` builds it once. stop: ids that end a turn, of student and teacher."""
+    """What a step works with; `train.py` builds it once. A bare student does where nothing is trained.
+
+    stop: ids that end a turn, of student and teacher. reference: the student at start, where an objective needs it.
+    """
 
     recipe: Recipe
-    trainer: Trainer
+    trainer: Trainer | Student
     teacher: Teacher
     ranks: Ranks
     layout: Layout

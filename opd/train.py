@@ -114,6 +114,24 @@ def build(checked: Checked, folder: RunFolder, *, resume: bool) -> Parts:
     return Parts(checked, folder, run, engine, source_for(checked, engine), started_with)
 
 
+def measure_stops(checked: Checked) -> list[str]:
+    """Load both models, sample, and say how student and teacher end a turn; trains nothing and writes nothing."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    ranks, recipe = distributed.Ranks(device), checked.recipe
+    layout: Layout = "packed" if recipe.student.attention == "flash_attention_2" else "rows"
+    engine = None
+    if recipe.rollout.type != "recorded":
+        engine = engine_for(checked, ranks, recipe.student, checked.stop.ends_rollouts)
+    teacher = LocalTeacher(load_frozen(checked, ranks, recipe.teacher, layout))
+    student = load_student(checked, ranks, layout)
+    run = Run(recipe, student, teacher, ranks, layout, None, Clock(), checked.stop.every)
+    rollouts = source_for(checked, engine)(schedules.at(recipe, 0).rollout, 0)[:STOP_ROLLOUTS]
+    lines, _ = stop_report(run, checked.stop, rollouts, checked.tokenizer)
+    if engine is not None:
+        engine.close()
+    return lines
+
+
 def engine_for(
     checked: Checked, ranks: distributed.Ranks, spec: StudentSettings | LocalTeacherSettings, stop: list[int]
 ) -> RolloutEngine:

@@ -20,7 +20,7 @@ from opd.plan import TermPlan, chosen_loss, pays, plan, with_ratio_advantage
 from opd.recipe_text import parse_recipe
 from opd.seeds import generator_for
 from opd.selection.base import TokenSelector
-from opd.step import Run, head_settings
+from opd.step import Outcome, Run, head_settings, step
 
 TILE = 1 << 20
 
@@ -197,15 +197,15 @@ class GivenLogits(Trainer):
     def update(self, lr: float) -> Update:
         return Update(skipped=False, grad_norm=0.0)
 
+    def step(self, recipe: Recipe, rollouts: list[Rollout]) -> Outcome:
+        """One step of `opd.step`; rewards are what the rollouts carry as `reward`."""
+        grade = lambda rollout: rollout.extra["reward"]  # noqa: E731
+        return step(Run(recipe, self, self, Ranks(), "rows", grade, Clock()), recipe, rollouts, 0)
+
     @property
     def grad_TV(self) -> Tensor:
         """The step's gradient; 0 where nothing was paid."""
         return torch.zeros_like(self.student_TV) if self.student_TV.grad is None else self.student_TV.grad
-
-
-def run_on(models: GivenLogits, recipe: Recipe) -> Run:
-    """A run on those logits; rewards are what the rollouts carry as `reward`."""
-    return Run(recipe, models, models, Ranks(), "rows", lambda rollout: rollout.extra["reward"], Clock())
 
 
 def rollouts_of(lengths: list[int], *, mask: list[int] | None = None, groups: Any = None, rewards: Any = None) -> list:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import opd
 from opd.metrics import METRICS
+from tests.recipes.families import table as recipe_table
 
 ROOT = Path(__file__).parent.parent
 
@@ -31,10 +32,22 @@ def test_the_readmes_tree_is_opds_docstring_and_names_every_top_level_part():
             assert path.name == "runs" or any(line.startswith(f"{path.name}/") for line in lines), path.name
 
 
+def table_below(header: str, rows: str) -> str:
+    """The rows that the README has below a header; with UPDATE_README=1 these rows, written there first."""
+    line = "|" + "---|" * (header.count("|") - 1)
+    pattern = re.compile(rf"(?<={re.escape(header)}\n{re.escape(line)}\n)(\|.*\n)+")
+    if os.environ.get("UPDATE_README") == "1":
+        (ROOT / "README.md").write_text(pattern.sub(lambda _: rows, readme()))
+    return pattern.search(readme()).group()
+
+
 def test_the_readmes_metrics_are_those_that_exist():
     """UPDATE_README=1 rewrites the table."""
-    table = "".join(f"| `{name}` | {unit} | {meaning} |\n" for name, (unit, meaning) in METRICS.items())
-    pattern = re.compile(r"(?<=\| name \| unit \| meaning \|\n\|---\|---\|---\|\n)(\|.*\n)+")
-    if os.environ.get("UPDATE_README") == "1":
-        (ROOT / "README.md").write_text(pattern.sub(lambda _: table, readme()))
-    assert pattern.search(readme()).group() == table
+    rows = "".join(f"| `{name}` | {unit} | {meaning} |\n" for name, (unit, meaning) in METRICS.items())
+    assert table_below("| name | unit | meaning |", rows) == rows
+
+
+def test_the_readmes_recipes_are_those_that_exist():
+    """UPDATE_README=1 rewrites the table."""
+    rows = recipe_table()
+    assert table_below("| recipe | what it trains | published | measured |", rows) == rows
