@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from opd import schedules
 from opd.batch import Batch, Rollout, TokenTable, token_table
 from opd.config import Recipe
 from opd.distributed import Ranks, Trainer
@@ -231,13 +232,13 @@ def score(
 def divergences(run: Run, rollouts: list[Rollout]) -> dict[str, float]:
     """Both KLs of the current student to the teacher on given text: mean per trained token, nats, and their number.
 
-    `*_stderr`: of that mean, clustered by rollout.
+    At the last step's temperature, so that measurements compare. `*_stderr`: of that mean, clustered by rollout.
     """
     names = frozenset({"reverse_kl", "forward_kl"})
     batches = micro_batches(run, rollouts)
     run.teacher.start(rollouts)
-    settings = head_settings(run.recipe, run.stop)
-    _, columns = score(run, batches, names, replace(settings, candidates=0))
+    last = schedules.at(run.recipe, run.recipe.steps - 1)
+    _, columns = score(run, batches, names, replace(head_settings(last, run.stop), candidates=0))
     tokens = sum(r.length for r in rollouts)
     table = token_table(rollouts, torch.full((len(rollouts),), math.nan))
     found: dict[str, float] = {"tokens": tokens}

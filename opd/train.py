@@ -328,7 +328,8 @@ def fixed_text(parts: Parts) -> list[Rollout]:
     if not ranks.from_main(path.exists()):
         prompts = parts.checked.evaluation.prompts[: recipe.evaluate.fixed_text]
         key = ("fixed_text", recipe.seed)
-        sampling = Sampling(1, recipe.rollout.max_new_tokens, recipe.rollout.temperature, key)
+        rollout = schedules.at(recipe, 0).rollout
+        sampling = Sampling(1, rollout.max_new_tokens, rollout.temperature, key)
         rollouts = parts.engine.generate(prompts, sampling)
         if ranks.is_main:
             write_rollouts(path, rollouts)

@@ -23,6 +23,7 @@ from opd.selection.base import TokenSelector
 from opd.step import Outcome, Run, head_settings, step
 
 TILE = 1 << 20
+torch.set_num_threads(1)  # tensors here are tiny: a second thread only waits, 10 ms an operator on a busy machine
 
 
 def states(logits_NV: Any, dtype: torch.dtype = torch.float64) -> HiddenStates:

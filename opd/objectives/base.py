@@ -86,13 +86,17 @@ class ChosenObjective(Objective):
 
     def choose(self, table: TokenTable, weight_C: Float[Tensor, " C"]) -> Chosen:
         """Loss and slopes on the whole step's table."""
-        columns_CK = table[self.logprobs].double()
-        log_p_CK = columns_CK.reshape(len(table), -1).clone().requires_grad_()
-        ids_CK = (table.token_id_C if self.token_ids is None else table[self.token_ids]).long().reshape(len(table), -1)
+        log_p_CK = _columns(table[self.logprobs]).double().clone().requires_grad_()
+        ids_CK = _columns(table.token_id_C if self.token_ids is None else table[self.token_ids]).long()
         with torch.enable_grad():
             value = self.loss(log_p_CK, table, weight_C.double())
             (slope_CK,) = torch.autograd.grad(value, log_p_CK) if value.requires_grad else (torch.zeros_like(log_p_CK),)
         return Chosen(value.detach(), ids_CK, slope_CK)
+
+
+def _columns(column: Tensor) -> Tensor:
+    """[C] as [C, 1]; [C, K] as it is."""
+    return column[:, None] if column.ndim == 1 else column
 
 
 def mean_over(value_C: Float[Tensor, " C"], weight_C: Float[Tensor, " C"]) -> Float[Tensor, ""]:

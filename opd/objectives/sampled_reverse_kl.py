@@ -26,7 +26,12 @@ class SampledReverseKL(ChosenObjective):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        return ("student_logprob", "teacher_logprob", *(("reverse_kl",) if self.baseline == "full_kl" else ()))
+        more = [name for name, asked in self._optional.items() if asked]
+        return ("student_logprob", "teacher_logprob", *more)
+
+    @property
+    def _optional(self) -> dict[str, bool]:
+        return {"reverse_kl": self.baseline == "full_kl", "trainer_logprob": self.clip is not None}
 
     def loss(self, log_p_CK: Float[Tensor, "C 1"], table: TokenTable, weight_C: Float[Tensor, " C"]) -> Tensor:
         log_p_C = log_p_CK.squeeze(-1)
@@ -35,6 +40,7 @@ class SampledReverseKL(ChosenObjective):
             advantage_C = advantage_C + table["reverse_kl"].to(log_p_C)
         if self.clip is None:
             return mean_over(-advantage_C * log_p_C, weight_C)
-        ratio_C = (log_p_C - table.sampler_logprob_C.to(log_p_C)).exp()
+        drift_C = (table["trainer_logprob"] - table.sampler_logprob_C).to(log_p_C)
+        ratio_C = (drift_C + log_p_C - log_p_C.detach()).exp()
         clipped_C = ratio_C.clamp(1 - self.clip, 1 + self.clip)
         return mean_over(-(ratio_C * advantage_C).minimum(clipped_C * advantage_C), weight_C)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from opd import schedules
 from opd.batch import Prompt, Rollout
 from opd.errors import ModelError
 from opd.head.loss import DensePay
@@ -113,7 +114,7 @@ def stop_report(
     lines = [stop.words(tokenizer)]
     if not ended:
         return [*lines, f"no rollout of {len(rollouts)} ended by itself: stopping could not be measured"], False
-    raw = replace(head_settings(run.recipe, run.stop), merge_stop=False, candidates=0)
+    raw = replace(head_settings(schedules.at(run.recipe, 0), run.stop), merge_stop=False, candidates=0)
     names = frozenset({"student_stop_mass", "teacher_stop_mass", "student_logprob", "teacher_logprob"})
     batches = micro_batches(run, ended)
     run.teacher.start(ended)
