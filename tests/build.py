@@ -27,9 +27,13 @@ torch.set_num_threads(1)  # tensors here are tiny: a second thread only waits, 1
 
 
 def states(logits_NV: Any, dtype: torch.dtype = torch.float64) -> HiddenStates:
-    """Hidden states whose logits are the given ones: an identity for a head."""
+    """Hidden states whose logits are the given ones: an identity for a head. A column that is all −inf is its bias."""
     hidden_NV = torch.as_tensor(logits_NV, dtype=dtype)
-    return HiddenStates(hidden_NV, HeadWeights(torch.eye(hidden_NV.shape[1], dtype=dtype)))
+    head, never_V = HeadWeights(torch.eye(hidden_NV.shape[1], dtype=dtype)), (hidden_NV == -torch.inf).all(0)
+    if not len(hidden_NV) or not never_V.any():
+        return HiddenStates(hidden_NV, head)
+    bias_V = torch.zeros(len(never_V), dtype=dtype).masked_fill(never_V, -torch.inf)
+    return HiddenStates(hidden_NV.masked_fill(never_V, 0), replace(head, bias_V=bias_V))
 
 
 def random_states(rows: int, hidden: int, vocabulary: int, *, seed: int, **head: Any) -> HiddenStates:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import random
+from functools import partial
+from typing import Any
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -17,8 +20,10 @@ from opd.step import Outcome, Run, step
 from opd.student import Student
 from opd.teacher.local import LocalTeacher
 from opd.train import layer_share
+from tests import reference
 
 VOCABULARY = 37
+STOP = (2, 5)
 
 LOSSES = {
     "all": [{"objective": {"type": "reverse_kl"}}],
@@ -31,10 +36,86 @@ LOSSES = {
         {"select": {"type": "random", "keep": 0.2}, "objective": {"type": "jsd", "beta": 0.3}, "weight": 2.0},
         {"objective": {"type": "reverse_kl"}, "weight": 0.1},
     ],
+    "stop_class": [{"select": {"type": "soft_or", "keep": 0.5}, "objective": {"type": "reverse_kl"}}],
+    "sampled": [{"objective": {"type": "sampled_reverse_kl"}}],
+    "sampled_clipped": [
+        {
+            "select": {"type": "dial"},
+            "objective": {"type": "sampled_reverse_kl", "baseline": "full_kl", "clip": 0.2},
+        }
+    ],
+    "plackett_luce": [
+        {"select": {"type": "opener", "entropy_share": 0.3}, "objective": {"type": "plackett_luce", "k": 5}}
+    ],
+    "tsdkd": [
+        {
+            "select": {"type": "opener", "entropy_share": 0.3},
+            "objective": {"type": "plackett_luce", "k": 10},
+            "weight": 0.1,
+        },
+        {"select": {"type": "soft_gate", "tau": 0.7}, "objective": {"type": "jsd", "beta": 0.9}},
+        {
+            "select": {"type": "entropy", "choose": "top", "keep": 0.3},
+            "objective": {"type": "entropy", "mode": "minimise"},
+        },
+    ],
+    "uskd": [{"select": {"type": "q3", "keep": 0.6}, "objective": {"type": "uskd", "mu": 0.3}}],
+    "nkd": [
+        {"objective": {"type": "nkd_target", "target": "teacher"}},
+        {"objective": {"type": "nkd_non_target", "target": "sampled", "temperature": 2.0}},
+    ],
+    "teacher_top": [
+        {
+            "select": {"type": "divergence", "keep": 0.5},
+            "objective": {"type": "reverse_kl", "teacher_top": 6},
+        },
+        {
+            "select": {"type": "first_n", "tokens": 4},
+            "objective": {"type": "skew_kl", "teacher_top": 4, "direction": "forward"},
+        },
+    ],
+    "d3s": [{"select": {"type": "d3s", "keep": 0.4}, "objective": {"type": "reverse_kl"}}],
+    "d3s_by_ratio": [
+        {"select": {"type": "d3s", "keep": 0.4, "token_score": "soft_or"}, "objective": {"type": "reverse_kl"}}
+    ],
+    "tgdpo": [{"objective": {"type": "tgdpo", "beta": 0.4}}],
+    "rewarded": [
+        {"objective": {"type": "task_reward"}},
+        {"select": {"type": "surprisal"}, "objective": {"type": "constant_penalty"}},
+    ],
 }
+"""The terms of every case: each selector and each objective stands in one of them."""
+
+PAIRS = {"prompts": {"path": "none.jsonl", "max_tokens": 12, "answer": "answer"}}
+PAIRS |= {"rollout": {"max_new_tokens": 20, "type": "transformers", "samples_per_prompt": 2}}
+WIDEST = {"rollout_selection": {"type": "max_variance", "keep_rollouts": 6, "across": "groups"}}
+BESIDE = {
+    "stop_class": {"stop_class": True},
+    "sampled": {"stop_class": True},
+    "tsdkd": {"stop_class": True},
+    "d3s": PAIRS | WIDEST | {"advantage": "reward"},
+    "d3s_by_ratio": PAIRS | WIDEST | {"advantage": "log_ratio"},
+    "tgdpo": PAIRS,
+    "rewarded": PAIRS | {"advantage": "reward"},
+}
+"""What a case needs in its recipe beside its terms."""
+
+REFERENCES = {
+    "all": reference.reverse_kl_loss,
+    "soft_or_batch": partial(reference.reverse_kl_loss, soft_or_share=0.5),
+    "stop_class": partial(reference.reverse_kl_loss, soft_or_share=0.5, stop=STOP),
+    "sampled": partial(reference.sampled_reverse_kl_loss, stop=STOP),
+    "tsdkd": partial(reference.tsdkd_loss, opening=0.3, k=10, tau=0.7, beta=0.9, unsure=0.3, stop=STOP),
+    "d3s": partial(reference.d3s_loss, rollouts_kept=6, share=0.4),
+    "tgdpo": partial(reference.tgdpo_loss, alpha=0.5, beta=0.4),
+}
+"""Cases that are computed a second time, from whole logits."""
+
+DRAWN = ("three_terms",)
+"""Cases that draw tokens: a draw is keyed by the rollout's place in the step, so the order of rollouts matters there."""
 
 
-def recipe(loss: str = "all", **more) -> Recipe:
+def recipe(loss: str = "all", **more: Any) -> Recipe:
     """A recipe with one of LOSSES; `more` are its other keys."""
     data = {
         "student": {"model": "student"},
@@ -47,7 +128,7 @@ def recipe(loss: str = "all", **more) -> Recipe:
         "precision": "fp64",
         "metrics": {"full_every": 1},
     }
-    return parse_recipe(data | more)
+    return parse_recipe(data | BESIDE.get(loss, {}) | more)
 
 
 def model(seed: int, *, hidden: int, tied: bool = False, dtype: torch.dtype = torch.float64) -> LlamaForCausalLM:
@@ -112,13 +193,30 @@ def run(chosen: Recipe, *, trainer=None, tied: bool = False, dtype: torch.dtype 
     if trainer is None:
         trainer = PlainTrainer(student(chosen, tied=tied, dtype=dtype))
     teacher = LocalTeacher(model(2, hidden=24, dtype=dtype).requires_grad_(False))
-    reference = LocalTeacher(model(1, hidden=16, tied=tied, dtype=dtype).requires_grad_(False))
-    return Run(chosen, trainer, teacher, ranks or Ranks(), "rows", graded, Clock(), stop=(2, 5), reference=reference)
+    reference = LocalTeacher(origin(tied=tied, dtype=dtype))
+    return Run(chosen, trainer, teacher, ranks or Ranks(), "rows", graded, Clock(), stop=STOP, reference=reference)
+
+
+def origin(*, tied: bool = False, dtype: torch.dtype = torch.float64) -> LlamaForCausalLM:
+    """What the reference holds: a model that the student has moved away from."""
+    made = model(1, hidden=16, tied=tied, dtype=dtype).requires_grad_(False)
+    made.lm_head.weight.mul_(0.9)
+    return made
+
+
+def independent(name: str, *, tied: bool = False) -> tuple[float, dict[str, torch.Tensor]]:
+    """Loss and gradient of one of REFERENCES' cases in float64, by tests/reference.py."""
+    plain, teacher = model(1, hidden=16, tied=tied), model(2, hidden=24)
+    more = {"origin": origin(tied=tied)} if name == "tgdpo" else {}
+    more |= {"rewards": [graded(r) for r in rollouts()]} if name in ("d3s", "tgdpo") else {}
+    loss = REFERENCES[name](plain, teacher, rollouts(), **more)
+    loss.backward()
+    return loss.item(), {key: p.grad for key, p in plain.named_parameters()}
 
 
 def graded(rollout: Rollout) -> float:
-    """A reward that differs within most groups."""
-    return float(rollout.length % 4 == 3)
+    """A reward that no two rollouts of different length share, so that nothing ties."""
+    return math.sin(rollout.length)
 
 
 def taken(run: Run, rollouts: list[Rollout], index: int = 0) -> Outcome:
@@ -141,3 +239,9 @@ def relative_error(got: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
     """Largest ‖got − expected‖ / ‖expected‖ over parameters."""
     assert got.keys() == expected.keys()
     return max(float((got[k] - v).norm() / v.norm().clamp_min(1e-12)) for k, v in expected.items())
+
+
+def same_weights(got: list[torch.Tensor], expected: list[torch.Tensor], *, within: float) -> bool:
+    """Whether each term weighs its tokens alike: the same selection, and gates within rounding."""
+    pairs = zip(got, expected, strict=True)
+    return all(a.shape == b.shape and bool(((a.double() - b.double()).abs() <= within).all()) for a, b in pairs)

@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from opd import step as step_module
-from tests import cases, reference
+from opd.objectives import OBJECTIVES
+from opd.selection import SELECTORS
+from tests import cases
 
 
 def taken(name: str, *, tied: bool = False, seed: int = 0, **more):
@@ -14,15 +16,12 @@ def taken(name: str, *, tied: bool = False, seed: int = 0, **more):
 
 
 @pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize(("name", "share"), [("all", None), ("soft_or_batch", 0.5)])
+@pytest.mark.parametrize("name", cases.REFERENCES)
 @pytest.mark.parametrize("budget", [32, 4096])
-def test_loss_and_gradient_equal_plain_autograd(name: str, share: float | None, tied: bool, budget: int):
+def test_loss_and_gradient_equal_plain_autograd(name: str, tied: bool, budget: int):
     outcome, got, _ = taken(name, tied=tied, token_budget=budget)
-    plain, teacher = cases.model(1, hidden=16, tied=tied), cases.model(2, hidden=24)
-    loss = reference.reverse_kl_loss(plain, teacher, cases.rollouts(), soft_or_share=share)
-    loss.backward()
-    expected = {name: p.grad for name, p in plain.named_parameters()}
-    assert abs(outcome.metrics["loss"] - loss.item()) < 1e-9
+    loss, expected = cases.independent(name, tied=tied)
+    assert abs(outcome.metrics["loss"] - loss) < 1e-9
     assert cases.relative_error(got, expected) < 1e-9
 
 
@@ -35,10 +34,10 @@ def test_any_token_budget_gives_the_same_gradient(name: str):
         assert trainer.backwards >= at_least
         assert cases.relative_error(got, whole) < 1e-12
         assert outcome.metrics["loss"] == pytest.approx(one.metrics["loss"], abs=1e-12)
-        assert all(torch.equal(a, b) for a, b in zip(outcome.weights, one.weights, strict=True))
+        assert cases.same_weights(outcome.weights, one.weights, within=1e-12)
 
 
-@pytest.mark.parametrize("name", ["all", "soft_or_rollout", "three_terms"])
+@pytest.mark.parametrize("name", ["all", "soft_or_rollout", "three_terms", "teacher_top"])
 def test_one_pass_equals_score_then_train(name: str, monkeypatch: pytest.MonkeyPatch):
     lengths = [r.length for r in cases.rollouts()]
     assert step_module.counts_before(cases.recipe(name), lengths) is not None
@@ -61,8 +60,15 @@ def test_statistics_are_measured_only_when_needed():
     assert step_module.needed(cases.recipe("all", **sparse), 4) == step_module.MEASURED
 
 
-def test_the_order_of_rollouts_in_a_step_does_not_matter():
-    run, other = (cases.run(cases.recipe("soft_or_batch")) for _ in range(2))
+def test_each_selector_and_each_objective_stands_in_a_case():
+    terms = [term for case in cases.LOSSES for term in cases.recipe(case).loss]
+    assert {term.select.type for term in terms} == SELECTORS.keys()
+    assert {term.objective.type for term in terms} == OBJECTIVES.keys()
+
+
+@pytest.mark.parametrize("name", sorted(cases.LOSSES.keys() - set(cases.DRAWN)))
+def test_the_order_of_rollouts_in_a_step_does_not_matter(name: str):
+    run, other = (cases.run(cases.recipe(name)) for _ in range(2))
     cases.taken(run, cases.rollouts())
     cases.taken(other, cases.rollouts()[::-1])
     assert cases.relative_error(cases.gradients(other.trainer.student), cases.gradients(run.trainer.student)) < 1e-12

@@ -3,7 +3,7 @@
 To add one: a file with a `Task`, and its line in TASKS. Raise `version` whenever a score could change.
 """
 
-from eval.tasks import arithmetic, gsm8k
+from eval.tasks import arithmetic, gsm8k, skills
 from eval.tasks.base import Task
 
-TASKS: dict[str, Task] = {"arithmetic": arithmetic.TASK, "gsm8k": gsm8k.TASK}
+TASKS: dict[str, Task] = {"arithmetic": arithmetic.TASK, "gsm8k": gsm8k.TASK, "skills": skills.TASK}

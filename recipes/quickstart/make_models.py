@@ -9,16 +9,18 @@
 Both learn worked additions (eval/tasks/arithmetic.py) from scratch in about a minute and a half on two idle CPU cores.
 What the pupil is taught forgets most carries: it knows the form of an answer and makes one systematic mistake, which a
 teacher can correct token by token. A finished folder is reused; an unfinished one never gets the folder's name.
+recipes/comparison/make_models.py makes its pair by the same code, of another `Subject`.
 """
 
 import argparse
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -51,10 +53,24 @@ CONCATENATED = "{% for message in messages %}{{ message['content'] }}{% endfor %
 
 
 @dataclass(frozen=True)
+class Subject:
+    """What a pair learns, one token a character.
+
+    problems: (split, n, seed) → n different problems of a split · lessons: (forget, seed) → endless training questions
+    with their worked answers · longest_answer: tokens, the end included
+    """
+
+    vocabulary: tuple[str, ...]
+    longest_answer: int
+    problems: Callable[[str, int, int], list[Problem]]
+    lessons: Callable[[float, int], Iterator[tuple[str, str]]]
+
+
+@dataclass(frozen=True)
 class Learner:
     """One model and how it is taught.
 
-    steps, batch: optimizer steps, and worked answers in each · forget: the probability that a due carry is left out.
+    steps, batch: optimizer steps, and worked answers in each · forget: the probability that a due step is left out.
     """
 
     layers: int
@@ -65,6 +81,14 @@ class Learner:
     batch: int = 64
 
 
+def additions(forget: float, seed: int) -> Iterator[tuple[str, str]]:
+    """Endless training sums with their worked answers, carries forgotten as `forget` says."""
+    rng = random.Random(seed)
+    for a, b in draws("train", seed):
+        yield question(a, b), worked(a, b, forget=forget, rng=rng)
+
+
+ADDITION = Subject(VOCABULARY, LONGEST_ANSWER, problems, additions)
 TEACHER = Learner(layers=4, width=128, steps=500, lr=3e-3)
 STUDENT = Learner(layers=2, width=96, steps=500, lr=5e-3, forget=0.75)
 
@@ -75,6 +99,7 @@ def make(
     *,
     teacher: Learner = TEACHER,
     student: Learner = STUDENT,
+    subject: Subject = ADDITION,
     train: int = 4000,
     test: int = 400,
 ) -> Path:
@@ -90,14 +115,15 @@ def make(
     with TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}-unfinished-") as aside:
         made = Path(aside) / folder.name
         made.mkdir()
-        held_out = problems("test", test, seed)
-        write_rows(made / "train.jsonl", problems("train", train, seed))
+        held_out = subject.problems("test", test, seed)
+        write_rows(made / "train.jsonl", subject.problems("train", train, seed))
         write_rows(made / "test.jsonl", held_out)
-        tokenizer = character_tokenizer()
+        tokenizer = character_tokenizer(subject.vocabulary)
         scores = {}
         for name, learner in (("teacher", teacher), ("student", student)):
-            model = taught(learner, tokenizer, seed=seed, name=name)
-            scores[name] = exact_match(model, tokenizer, held_out)
+            batches = lessons(learner, subject, tokenizer, seed)
+            model = taught(learner, batches, tokenizer, seed=seed, name=name)
+            scores[name] = exact_match(model, tokenizer, held_out, longest=subject.longest_answer)
             model.save_pretrained(made / name)
             tokenizer.save_pretrained(made / name)
         (made / SCORES).write_text(json.dumps(scores) + "\n")
@@ -106,14 +132,21 @@ def make(
     return folder
 
 
-def taught(learner: Learner, tokenizer: PreTrainedTokenizerFast, *, seed: int, name: str) -> LlamaForCausalLM:
+def taught(
+    learner: Learner,
+    batches: Iterator[dict[str, Tensor]],
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    seed: int,
+    name: str,
+) -> LlamaForCausalLM:
     """A new model after `learner.steps` supervised steps; the same seed gives the same model."""
     torch.manual_seed(seed)
     model = LlamaForCausalLM(config(learner, tokenizer))
     optimizer = AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.1, fused=True)
     schedule = OneCycleLR(optimizer, learner.lr, learner.steps, pct_start=0.15, cycle_momentum=False)
-    batches = islice(lessons(learner, tokenizer, seed), learner.steps)
-    for batch in track(batches, f"{name}: learning to add", total=learner.steps, console=Console(stderr=True)):
+    batches = islice(batches, learner.steps)
+    for batch in track(batches, f"{name}: learning", total=learner.steps, console=Console(stderr=True)):
         model(**batch, use_cache=False).loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -140,35 +173,38 @@ def config(learner: Learner, tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
     )
 
 
-def lessons(learner: Learner, tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[dict[str, Tensor]]:
-    """Endless batches of training sums; labels are the worked answer and its end, never the question or the padding."""
-    rng, pairs = random.Random(seed), draws("train", seed)
+def lessons(
+    learner: Learner, subject: Subject, tokenizer: PreTrainedTokenizerFast, seed: int
+) -> Iterator[dict[str, Tensor]]:
+    """Endless training batches; labels are the worked answer and its end, never the question or the padding."""
+    pairs = subject.lessons(learner.forget, seed)
     while True:
         chosen = list(islice(pairs, learner.batch))
-        questions = [question(a, b) for a, b in chosen]
-        answers = [worked(a, b, forget=learner.forget, rng=rng) + EOS for a, b in chosen]
-        texts = [q + a for q, a in zip(questions, answers, strict=True)]
-        ids = tokenizer(texts, padding=True, padding_side="right", return_tensors="pt").input_ids
-        asked = torch.tensor([[len(q)] for q in questions])
+        ids = tokenizer(
+            [question + answer + EOS for question, answer in chosen],
+            padding=True,
+            padding_side="right",
+            return_tensors="pt",
+        ).input_ids
+        asked = torch.tensor([[len(question)] for question, _ in chosen])
         ignored = (torch.arange(ids.shape[1]) < asked) | (ids == tokenizer.pad_token_id)
         yield {"input_ids": ids, "labels": ids.masked_fill(ignored, -100)}
 
 
 @torch.no_grad()
 def exact_match(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, rows: list[Problem], *, sample: bool = False
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, rows: list[Problem], *, longest: int
 ) -> float:
-    """Share of problems whose final number is right, decoded greedily or sampled at temperature 1."""
+    """Share of problems whose final number is right, decoded greedily."""
     prompts = tokenizer([row["question"] for row in rows], padding=True, return_tensors="pt")
-    settings = {"do_sample": True, "top_k": 0} if sample else {"do_sample": False}
-    generated = model.generate(**prompts, max_new_tokens=LONGEST_ANSWER, **settings)
+    generated = model.generate(**prompts, max_new_tokens=longest, do_sample=False)
     texts = tokenizer.batch_decode(generated[:, prompts.input_ids.shape[1] :], skip_special_tokens=True)
     return sum(grade(text, row["answer"]) for text, row in zip(texts, rows, strict=True)) / len(rows)
 
 
-def character_tokenizer() -> PreTrainedTokenizerFast:
+def character_tokenizer(vocabulary: tuple[str, ...] = VOCABULARY) -> PreTrainedTokenizerFast:
     """One token a character; the chat template concatenates the contents of the messages."""
-    tokenizer = Tokenizer(models.BPE({token: id for id, token in enumerate(VOCABULARY)}, [], unk_token=UNKNOWN))
+    tokenizer = Tokenizer(models.BPE({token: id for id, token in enumerate(vocabulary)}, [], unk_token=UNKNOWN))
     tokenizer.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -186,13 +222,13 @@ def write_rows(path: Path, rows: list[Problem]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def main() -> None:
-    """Make the pair, or find it made; say where it is and what it scores."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--to", type=Path, metavar="DIR", help="default: .cache/quickstart/seed-S")
+def main(doc: str = __doc__, *, cache: str = "quickstart", **pair: Any) -> None:
+    """Make the pair, or find it made; say where it is and what it scores. `pair`: further arguments of `make`."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser.add_argument("--to", type=Path, metavar="DIR", help=f"default: .cache/{cache}/seed-S")
     parser.add_argument("--seed", type=int, default=0, metavar="S")
     arguments = parser.parse_args()
-    folder = make(arguments.to or ROOT / f".cache/quickstart/seed-{arguments.seed}", arguments.seed)
+    folder = make(arguments.to or ROOT / f".cache/{cache}/seed-{arguments.seed}", arguments.seed, **pair)
     scores = json.loads((folder / SCORES).read_text())
     print(folder)
     print("exact match, greedy: " + ", ".join(f"{name} {score:.1%}" for name, score in scores.items()))

@@ -156,7 +156,7 @@ def check_quadrants(case, h_C, d_C, cuts, expected):
 
 @cases("tip")
 def test_the_entropy_draw_has_the_exact_inclusion_probabilities(case):
-    table, draws = measured(case, torch.float64), 1500
+    table, draws = measured(case, torch.float64), 600
     for expected in case["expected"]["entropy_sampling"]:
         one = table.rows((table.rollout_C == expected["rollout"]).nonzero().squeeze(-1))
         chosen = SELECTORS["entropy"](keep=expected["rho"])
