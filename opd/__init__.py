@@ -5,6 +5,7 @@ In reading order:
     cli.py            the `opd` command: train, eval, doctor, schema
     config.py         Recipe: a whole recipe as typed, validated data
     recipe_text.py    a recipe from YAML and overrides, one-line complaints, the lines of `opd schema`
+    figures.py        figures that a recipe carries: the paper's, others', and ours
     train.py          builds the parts, runs the loop, evaluates, saves: read this first
     step.py           one optimizer step: read this second
     plan.py           what every token of a step pays, decided on the token table before any gradient

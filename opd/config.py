@@ -18,6 +18,7 @@ from pydantic import (
     model_validator,
 )
 
+from opd.figures import MeasuredFigures, ReportedFigures
 from opd.objectives import OBJECTIVES
 from opd.objectives.base import ChosenObjective
 from opd.record import Record, Share, scheduled
@@ -201,12 +202,12 @@ class Recipe(Record):
     """Null evaluates nothing."""
     metrics: MetricSettings = MetricSettings()
     checkpoints: CheckpointSettings = CheckpointSettings()
-    published: dict[str, Any] | None = None
+    published: ReportedFigures | None = None
     """The paper's figures for this recipe, with protocol and source."""
-    reproduced_elsewhere: dict[str, Any] | None = None
+    reproduced_elsewhere: ReportedFigures | None = None
     """Others' figures."""
-    measured: dict[str, Any] | None = None
-    """Ours: score ± standard error, steps, hardware, commit, command; null until run."""
+    measured: MeasuredFigures | None = None
+    """Ours: scores and standard errors, steps, hardware, commit, command; null until run."""
 
     @model_validator(mode="after")
     def _budget_holds_a_rollout(self) -> Recipe:

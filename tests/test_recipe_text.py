@@ -31,8 +31,8 @@ prompts_per_step: 8
 token_budget: 16384
 precision: bf16
 seed: 0
-published: {math500: 79.1, aime24: 25.7, aime25: 21.9, protocol: mean@16 at T=1.0, source: "arXiv 2604.14084 v4"}
-reproduced_elsewhere: {math500: 79.0, aime24: 13.1, aime25: 19.2, teacher: plain Qwen3-8B}
+published: {scores: {math500: 79.1, aime24: 25.7}, protocol: mean@16 at T=1.0, source: "arXiv 2604.14084 v4"}
+reproduced_elsewhere: {scores: {math500: 79.0}, protocol: not stated, source: others, teacher: plain Qwen3-8B}
 measured: null          # or score ± standard error, steps, hardware, commit, command
 """
 
@@ -71,7 +71,9 @@ def test_the_example_of_the_architecture_parses(path):
     assert recipe.loss[0].select == SELECTORS["soft_or"](keep=0.5)
     assert recipe.loss[0].objective == OBJECTIVES["reverse_kl"]()
     assert recipe.needs == {"student_entropy", "reverse_kl"}
-    assert recipe.published["math500"] == 79.1 and recipe.prompts.chat_template_kwargs == {"enable_thinking": False}
+    assert recipe.published.scores["math500"] == 79.1 and recipe.prompts.chat_template_kwargs == {
+        "enable_thinking": False
+    }
 
 
 def needed_beside(override: str) -> list[str]:
@@ -88,7 +90,7 @@ def needed_beside(override: str) -> list[str]:
         "prompts={path: p.jsonl, answer: answer, answer_after: '####'}",
         "evaluate={task: arithmetic}",
         "metrics.trackers=[tensorboard]",
-        "measured={score: 1.5, note: ± 2}",
+        "published={scores: {math500: 1.5}, protocol: mean@16, source: a paper, note: ± 2}",
         "loss.0.select.choose=sample",
         *(f"loss.0.select={{type: {name}}}" for name in SELECTORS),
         *(f"loss.0.objective={{type: {name}}}" for name in OBJECTIVES),

@@ -120,10 +120,15 @@ def _drawn(skills: list[str], rng: random.Random) -> Chain | None:
     chain = (str(rng.randint(LEAST, MOST)),)
     for skill in skills:
         number = int(result(chain))
-        low, high = {"+": (LEAST, MOST - number), "-": (LEAST, number - LEAST), "*": (2, MOST // number)}.get(skill, (0, 0))
+        low, high = {"+": (LEAST, MOST - number), "-": (LEAST, number - LEAST), "*": (2, MOST // number)}.get(
+            skill, (0, 0)
+        )
         if high < low or (skill in "rs" and "0" in str(number)):
             return None
-        chain = (*chain, skill if skill in "rs" else f"{skill}{rng.randint(low, min(high, 9) if skill == '*' else high)}")
+        chain = (
+            *chain,
+            skill if skill in "rs" else f"{skill}{rng.randint(low, min(high, 9) if skill == '*' else high)}",
+        )
     return chain
 
 

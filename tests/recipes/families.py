@@ -6,9 +6,9 @@ import re
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 from opd.config import Recipe
+from opd.figures import MeasuredFigures, ReportedFigures
 from opd.recipe_text import load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,7 +34,7 @@ class Arm:
 
     @classmethod
     def of(cls, path: Path) -> Arm:
-        pair, name = NAME.fullmatch(path.stem).groups()
+        pair, name = named.groups() if (named := NAME.fullmatch(path.stem)) else (path.stem, None)
         return cls(path, path.parent.name, pair, name, load_recipe(path))
 
 
@@ -61,7 +61,7 @@ def row(family: list[Arm]) -> list[str]:
 def what(recipe: Recipe) -> str:
     """Student ← teacher on data."""
     if recipe.student.model.startswith("."):
-        return "the quickstart's pair, worked additions"
+        return f"the toy pair of `recipes/{Path(recipe.student.model).parts[1]}/make_models.py`"
     student, teacher, data = (
         name.rpartition("/")[2] for name in (recipe.student.model, recipe.teacher.model, recipe.prompts.dataset)
     )
@@ -70,20 +70,17 @@ def what(recipe: Recipe) -> str:
 
 def figures(family: list[Arm], field: str) -> str:
     """`gsm8k/math: gkd 57.9/18.1, gate –/18.2`, or a dash where no arm has a figure."""
-    found = {arm.name: scores for arm in family if (scores := scores_of(arm.recipe, field))}
-    tasks = list(dict.fromkeys(task for scores in found.values() for task in scores))
-    values = {name: "/".join(number(scores.get(task)) for task in tasks) for name, scores in found.items()}
+    reported = {arm.name: getattr(arm.recipe, field) for arm in family}
+    found = {name: record for name, record in reported.items() if record and record.scores}
+    tasks = list(dict.fromkeys(task for record in found.values() for task in record.scores))
+    values = {name: "/".join(number(record, task) for task in tasks) for name, record in found.items()}
     listed = ", ".join(f"{name or ''} {value}".strip() for name, value in values.items())
     return f"{'/'.join(tasks)}: {listed}" if found else "–"
 
 
-def scores_of(recipe: Recipe, field: str) -> dict[str, Any]:
-    """The scores after training that a recipe file quotes or reports."""
-    return (recipe.model_dump()[field] or {}).get("scores") or {}
-
-
-def number(score: float | dict[str, float] | None) -> str:
+def number(record: ReportedFigures | MeasuredFigures, task: str) -> str:
     """`79.1`, `91.8 ± 1.4` or a dash."""
-    if score is None:
+    if task not in record.scores:
         return "–"
-    return f"{score['score']:.1f} ± {score['stderr']:.1f}" if isinstance(score, dict) else f"{score:.1f}"
+    error = f" ± {record.stderr[task]:.1f}" if isinstance(record, MeasuredFigures) else ""
+    return f"{record.scores[task]:.1f}{error}"
