@@ -14,6 +14,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -129,31 +130,35 @@ def run_all(jobs: list[Job], runner: Runner, *, at_once: int) -> None:
         ThreadPoolExecutor(at_once) as pool,
     ):
         task = progress.add_task(f"runs ({len(jobs) - len(waiting)} were there)", total=len(waiting))
-        futures = [pool.submit(_run, job, runner) for job in waiting]
+        failed = threading.Event()
+        futures = [pool.submit(_run, job, runner, failed) for job in waiting]
         try:
             for future in as_completed(futures):
                 future.result()
                 progress.advance(task)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+        finally:
+            failed.set()
 
 
-def _run(job: Job, runner: Runner) -> None:
-    if job.folder.exists():
-        shutil.rmtree(job.folder)
-    runner(job.command, job.folder.with_name(f"{job.folder.name}.log"))
-    if not job.is_done():
-        raise TrainingError(f"{job.folder} has no summary.json though its command ended well; see its .log")
+def _run(job: Job, runner: Runner, failed: threading.Event) -> None:
+    if failed.is_set():
+        return
+    try:
+        if job.folder.exists():
+            shutil.rmtree(job.folder)
+        runner(job.command, job.folder.with_name(f"{job.folder.name}.log"))
+        if not job.is_done():
+            raise TrainingError(f"{job.folder} has no summary.json though its command ended well; see its .log")
+    except BaseException:
+        failed.set()
+        raise
 
 
 def by_command(command: list[str], log: Path) -> None:
     """Run a command on one thread, its output in `log`."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as file:
-        done = subprocess.run(
-            command, cwd=ROOT, env=os.environ | QUIET | THREADS, stdout=file, stderr=subprocess.STDOUT
-        )
+        done = subprocess.run(command, env=os.environ | QUIET | THREADS, stdout=file, stderr=subprocess.STDOUT)
     if done.returncode:
         last = (log.read_text().strip().splitlines() or ["no output"])[-1]
         raise TrainingError(f"{shlex.join(command)} failed, see {log}: {last}")
@@ -223,7 +228,7 @@ def detectable(spread: float, n: int, *, alpha: float = ALPHA, power: float = PO
     critical = stats.t.ppf(1 - alpha / 2, n - 1)
 
     def missing(shift: float) -> float:
-        return stats.nct.sf(critical, n - 1, shift) + stats.nct.cdf(-critical, n - 1, shift) - power
+        return stats.nct.sf(critical, n - 1, shift) - power  # the wrong side's tail is nothing beside it
 
     return float(optimize.brentq(missing, 0.0, 10 * critical)) * spread / n**0.5
 
@@ -309,11 +314,12 @@ def caption(results: dict[str, Any]) -> str:
         "Arms of one seed have a difference only. "
     )
     if tests:
-        score, divergence = (sorted(seen[m])[len(seen[m]) // 2] for m in MEASURES)
+        middle = {measure: sorted(found)[len(found) // 2] for measure, found in seen.items()}
         text += (
-            f"By these runs' own spread a true difference of {100 * score:.1f} points of exact match or {divergence:.4f} "
-            f"nats (medians; at most {100 * max(seen['score']):.1f} and {max(seen['reverse_kl']):.4f}) would have been "
-            f"found with {POWER:.0%} power at p < {ALPHA} uncorrected."
+            "By these runs' own spread a true difference of "
+            f"{100 * middle['score']:.1f} points of exact match or {middle['reverse_kl']:.4f} nats (medians; at most "
+            f"{100 * max(seen['score']):.1f} and {max(seen['reverse_kl']):.4f}) would have been found with {POWER:.0%} "
+            f"power at p < {ALPHA} uncorrected."
         )
     return text.strip()
 
@@ -403,7 +409,7 @@ def main() -> None:
     try:
         jobs = jobs_of(arms, asked.recipe, asked.overrides, seeds=asked.seeds, runs=runs)
         if (asked.recipe.parent / "make_models.py").is_file():
-            module = ".".join((*asked.recipe.parent.parts, "make_models"))
+            module = ".".join((*asked.recipe.parent.resolve().relative_to(ROOT).parts, "make_models"))
             subprocess.run([sys.executable, "-m", module], cwd=ROOT, env=os.environ | QUIET, check=True)
         teacher = teacher_score(jobs[0].recipe, runs, by_command)
         run_all(jobs, by_command, at_once=asked.jobs)

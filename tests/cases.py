@@ -112,7 +112,7 @@ REFERENCES = {
 """Cases that are computed a second time, from whole logits."""
 
 DRAWN = ("three_terms",)
-"""Cases that draw tokens: a draw is keyed by the rollout's place in the step, so the order of rollouts matters there."""
+"""Cases that draw tokens, keyed by the place of the rollout in the step: there the order of rollouts matters."""
 
 
 def recipe(loss: str = "all", **more: Any) -> Recipe:
@@ -204,9 +204,13 @@ def origin(*, tied: bool = False, dtype: torch.dtype = torch.float64) -> LlamaFo
     return made
 
 
-def independent(name: str, *, tied: bool = False) -> tuple[float, dict[str, torch.Tensor]]:
-    """Loss and gradient of one of REFERENCES' cases in float64, by tests/reference.py."""
+def independent(
+    name: str, *, tied: bool = False, weights: dict[str, torch.Tensor] | None = None
+) -> tuple[float, dict[str, torch.Tensor]]:
+    """Loss and gradient of one of REFERENCES' cases in float64, by tests/reference.py; at other weights if given."""
     plain, teacher = model(1, hidden=16, tied=tied), model(2, hidden=24)
+    if weights is not None:
+        plain.load_state_dict(weights, strict=not tied)
     more = {"origin": origin(tied=tied)} if name == "tgdpo" else {}
     more |= {"rewards": [graded(r) for r in rollouts()]} if name in ("d3s", "tgdpo") else {}
     loss = REFERENCES[name](plain, teacher, rollouts(), **more)

@@ -99,8 +99,12 @@ def d3s_loss(student, teacher, rollouts, *, rewards, rollouts_kept, share) -> to
 
 def advantages(rewards: list[float], groups: list[int]) -> np.ndarray:
     """(r − mean)/(std + 1e-4) within each group of several, else 0."""
-    members = [np.array([r for r, other in zip(rewards, groups, strict=True) if other == g]) for g in groups]
-    return np.array([(r - m.mean()) / (m.std(ddof=1) + 1e-4) if len(m) > 1 else 0.0 for r, m in zip(rewards, members)])
+    found = np.zeros(len(rewards))
+    for group in set(groups):
+        members = np.array(groups) == group
+        own = np.array(rewards)[members]
+        found[members] = (own - own.mean()) / (own.std(ddof=1) + 1e-4) if len(own) > 1 else 0.0
+    return found
 
 
 def tgdpo_loss(student, teacher, rollouts, *, origin, rewards, alpha, beta) -> torch.Tensor:

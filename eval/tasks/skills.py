@@ -4,7 +4,7 @@
     question      a number and two operations: + - * (by one digit), r (reverse), s (sort the digits)
     answer        each operation's work, `:` and its result; carries and borrows are the last `+1`, `+2` or `-1`
 
-A pupil may *forget* a borrow that is due: `2-4=8,5-3=2,…` forgot the only one. Few tokens of a mixed rollout hang on it.
+A pupil may *forget* a borrow that is due: `2-4=8,5-3=2,…` forgot one. Few tokens of a mixed rollout hang on it.
 A hash splits the questions, never a seed: whatever the seed, no held-out question is trained on. Version 1.
 """
 

@@ -1,209 +1,220 @@
+"""How the head adds up what rows pay. What each objective pays is tested in tests/objectives."""
+
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
-from opd.head.loss import Payment, head_loss
+from opd.head.loss import ChosenPay, DensePay, RowsPay, head_loss, retained_rows
+from opd.head.tile import HeadSettings
 from opd.head.weights import HeadWeights, HiddenStates
 from opd.objectives import OBJECTIVES
 from opd.objectives.jsd import JSD
-from opd.selection import SELECTORS
-from tests.build import TILE, draw, random_states, states, statistics, token_table
-from tests.objectives.test_objectives import EVERY, every_objective
-from tests.oracle import assert_close, both_precisions, cases
+from tests.build import TILE, Models, gradient, random_states
+from tests.oracle import assert_close, cases, pair
 
 HEADS = {"plain": {}, "softcap": {"softcap": 1.5}, "scale": {"scale": 0.25}, "both": {"softcap": 2.0, "scale": 3.0}}
 every_head = pytest.mark.parametrize("head", HEADS.values(), ids=HEADS.keys())
-IN_THE_ORACLE = {
-    "forward_kl": OBJECTIVES["forward_kl"](),
-    "reverse_kl": OBJECTIVES["reverse_kl"](),
-    **{f"jsd_{beta}": JSD(beta=beta) for beta in (0.1, 0.5, 0.9)},
-}
+WHOLE = [OBJECTIVES["reverse_kl"](), OBJECTIVES["forward_kl"](), JSD(beta=0.3), OBJECTIVES["entropy"]()]
+"""Dense objectives over every outcome."""
+in_the_oracle = pytest.mark.parametrize("name", ["forward_kl", "reverse_kl", "jsd_0.1", "jsd_0.5", "jsd_0.9"])
 
 
-def pay(
-    student: HiddenStates, teacher: HiddenStates, payments: list[Payment], **settings
-) -> tuple[Tensor, list[Tensor]]:
-    """Loss, and its gradient with respect to hidden states, weight and (where there is one) bias."""
-    head = student.head
-    bias = None if head.bias_V is None else head.bias_V.detach().requires_grad_()
-    weight, hidden = head.weight_VH.detach().requires_grad_(), student.hidden_NH.detach().requires_grad_()
-    with_gradient = HiddenStates(hidden, HeadWeights(weight, bias, head.softcap, head.scale))
-    loss = head_loss(with_gradient, teacher, payments, **{"temperature": 1.0, "tile_bytes": TILE} | settings)
-    return loss.detach(), list(torch.autograd.grad(loss, [x for x in (hidden, weight, bias) if x is not None]))
-
-
-def plain_loss(student: HiddenStates, teacher: HiddenStates, payments: list[Payment], temperature: float) -> Tensor:
-    """The same sum by plain torch on whole logits."""
-    log_ps_NV, log_pt_NV = ((s.head.logits(s.hidden_NH) / temperature).log_softmax(-1) for s in (student, teacher))
-    return sum((p.objective(log_ps_NV, log_pt_NV)[0].sum(-1) * p.weight_C).sum() for p in payments)
+def random_pair(rows: int, vocabulary: int = 7, **head) -> Models:
+    teacher = random_states(rows, 6, vocabulary, seed=2)
+    return Models(random_states(rows, 4, vocabulary, seed=1, **head), teacher)
 
 
 def random_weights(rows: int, seed: int = 0) -> Tensor:
     """About a third zeros."""
-    weight_C = torch.rand(rows, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return torch.where(weight_C < 0.35, 0.0, weight_C)
+    weight_N = torch.rand(rows, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.where(weight_N < 0.35, 0.0, weight_N)
 
 
-@both_precisions
-@cases("divergences")
-@pytest.mark.parametrize("name", IN_THE_ORACLE)
-def test_loss_and_gradient_of_each_token_equal_the_oracle(case, dtype, name):
-    student, teacher = (states(case["inputs"][f"{who}_logits"], dtype) for who in ("student", "teacher"))
-    temperature, expected = case["inputs"]["temperature"], case["expected"][name]
-    for i, one in enumerate(torch.eye(len(student), dtype=dtype)):
-        loss, (grad_NV, *_) = pay(student, teacher, [Payment(IN_THE_ORACLE[name], one)], temperature=temperature)
-        assert_close(loss, expected["loss"][i])
-        assert_close(grad_NV[i], expected["grad"][i])
-        assert grad_NV.count_nonzero(dim=-1).count_nonzero() <= 1
+def paid(models: Models, pays: list, **settings) -> tuple[Tensor, dict[str, Tensor]]:
+    """Loss and gradients; every row sampled token 0."""
+    ids_N = torch.zeros(len(models.student), dtype=torch.long)
+    return gradient(models, pays, ids_N, HeadSettings(**{"tile_bytes": TILE} | settings))
 
 
-@cases("divergences")
-@pytest.mark.parametrize("name", IN_THE_ORACLE)
-def test_bf16_is_no_worse_than_plain_torch(case, name):
-    """The gradient in bf16 against the truth: plain torch's own error, plus a unit in bf16's last place."""
-    temperature, expected = case["inputs"]["temperature"], torch.tensor(case["expected"][name]["grad"])
-    student, teacher = (states(case["inputs"][f"{who}_logits"], torch.bfloat16) for who in ("student", "teacher"))
-    payments = [Payment(IN_THE_ORACLE[name], torch.ones(len(student)))]
-    _, (found, *_) = pay(student, teacher, payments, temperature=temperature)
-    hidden = student.hidden_NH.clone().requires_grad_()
-    (plain,) = torch.autograd.grad(
-        plain_loss(HiddenStates(hidden, student.head), teacher, payments, temperature), hidden
-    )
-    assert found.dtype == torch.bfloat16
-    assert ((found - expected).abs() <= (plain - expected).abs() + 2**-7 * expected.abs() + 1e-5).all()
+def plain_loss(models: Models, pays: list, temperature: float) -> Tensor:
+    """The same sum by plain torch on whole logits."""
+    both = ((s.head.logits(s.hidden_NH) / temperature).log_softmax(-1) for s in (models.student, models.teacher))
+    log_ps_NV, log_pt_NV = both
+    return sum((p.objective(log_ps_NV, log_pt_NV)[0].sum(-1) * p.weight_N).sum() for p in pays)
 
 
-@both_precisions
-@cases("tip")
-def test_tip_pays_the_mean_reverse_kl_of_its_tokens(case, dtype):
-    given, counted = case["inputs"], torch.tensor(case["inputs"]["mask"]) > 0
-    student, teacher = (states(torch.tensor(given[f"{who}_logits"])[counted], dtype) for who in ("student", "teacher"))
-    rollout_T = torch.repeat_interleave(torch.arange(len(given["lengths"])), torch.tensor(given["lengths"]))
-    lengths = torch.bincount(rollout_T[counted], minlength=len(given["lengths"])).tolist()
-    table = token_table(lengths, statistics(student, teacher))
-    for expected in case["expected"]["loss_soft_or_batch"]:
-        weight_C = SELECTORS["soft_or"](keep=expected["rho"]).weights(table, draw)
-        payment = Payment(OBJECTIVES["reverse_kl"](), weight_C / weight_C.sum())
-        loss, (grad_CV, *_) = pay(student, teacher, [payment])
-        grad_TV = torch.zeros(len(counted), grad_CV.shape[1], dtype=dtype)
-        grad_TV[counted] = grad_CV
-        assert int(weight_C.sum()) == expected["retained"]
-        assert_close(loss, expected["value"])
-        assert_close(grad_TV, expected["grad"])
-
-
-@every_head
-@every_objective
-def test_gradients_of_states_weight_and_bias_pass_gradcheck(objective, head):
-    student, teacher = random_states(4, 3, 5, seed=1, **head), random_states(4, 2, 5, seed=2)
-    payments = [Payment(objective, random_weights(4, 3)), Payment(OBJECTIVES["reverse_kl"](), random_weights(4, 4))]
-
-    def loss(hidden, weight, bias):
-        own = HiddenStates(hidden, HeadWeights(weight, bias, **head))
-        return head_loss(own, teacher, payments, temperature=0.7, tile_bytes=1)
-
-    inputs = (student.hidden_NH, student.head.weight_VH, student.head.bias_V)
-    assert torch.autograd.gradcheck(loss, [x.clone().requires_grad_() for x in inputs])
+def mixed(rows: int) -> tuple[Models, list]:
+    """Every kind of pay at once, on rows of their own."""
+    models = random_pair(rows)
+    models = replace(models, weak_NH=random_states(rows, 4, 7, seed=3).hidden_NH)
+    ids_NK = torch.arange(rows)[:, None] % 7 + torch.tensor([[0, 0]])
+    slope_NK = torch.stack([random_weights(rows, 5), -random_weights(rows, 6)], -1)
+    rows_pay = RowsPay(OBJECTIVES["uskd"](), random_weights(rows, 7), torch.ones(rows, dtype=torch.float64))
+    dense = [DensePay(objective, random_weights(rows, i)) for i, objective in enumerate(WHOLE)]
+    return models, [*dense, ChosenPay(ids_NK, slope_NK), rows_pay]
 
 
 @every_head
 def test_the_loss_is_the_plain_sum_over_terms_and_tokens(head):
-    student, teacher = random_states(9, 4, 7, seed=1, **head), random_states(9, 6, 7, seed=2, **head)
-    payments = [Payment(objective, random_weights(9, i)) for i, objective in enumerate(EVERY)]
-    loss, grads = pay(student, teacher, payments, temperature=1.7)
-    inputs = [x.clone().requires_grad_() for x in (student.hidden_NH, student.head.weight_VH, student.head.bias_V)]
-    expected = plain_loss(HiddenStates(inputs[0], HeadWeights(*inputs[1:], **head)), teacher, payments, 1.7)
+    models = random_pair(9, **head)
+    pays = [DensePay(objective, random_weights(9, i)) for i, objective in enumerate(WHOLE)]
+    loss, grads = paid(models, pays, temperature=1.7)
+    own = models.student
+    leaves = [x.clone().requires_grad_() for x in (own.hidden_NH, own.head.weight_VH, own.head.bias_V)]
+    plain = replace(models, student=HiddenStates(leaves[0], HeadWeights(*leaves[1:], **head)))
+    expected = plain_loss(plain, pays, 1.7)
     assert_close(loss, expected.detach(), 1e-12)
-    for ours, theirs in zip(grads, torch.autograd.grad(expected, inputs), strict=True):
+    for ours, theirs in zip(grads.values(), torch.autograd.grad(expected, leaves), strict=True):
         assert_close(ours, theirs, 1e-12)
 
 
-@every_objective
-@pytest.mark.parametrize("temperature", [1.0, 2.5])
-def test_student_equal_to_teacher_pays_nothing(objective, temperature):
-    student = random_states(6, 4, 9, seed=1, softcap=4.0)
-    loss, grads = pay(student, student, [Payment(objective, torch.ones(6))], temperature=temperature)
-    assert abs(loss) < 1e-13
-    assert max(grad.abs().max() for grad in grads) < 1e-14
+@every_head
+def test_what_was_chosen_is_paid_by_its_slope(head):
+    """Σ slope · log p of the ids, by autograd; its value is counted elsewhere."""
+    models, ids_NK = random_pair(5, **head), torch.tensor([[0, 3], [6, 1], [2, 4], [5, 0], [1, 2]])
+    slope_NK = torch.randn(5, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    slope_NK[2] = 0
+    loss, grads = paid(replace(models, teacher=None), [ChosenPay(ids_NK, slope_NK)], temperature=0.6)
+    own = models.student
+    leaves = [x.clone().requires_grad_() for x in (own.hidden_NH, own.head.weight_VH, own.head.bias_V)]
+    log_p_NV = (HeadWeights(*leaves[1:], **head).logits(leaves[0]) / 0.6).log_softmax(-1)
+    expected = torch.autograd.grad((slope_NK * log_p_NV.gather(-1, ids_NK)).sum(), leaves)
+    assert loss == 0
+    for ours, theirs in zip(grads.values(), expected, strict=True):
+        assert_close(ours, theirs, 1e-12)
 
 
-@every_objective
-def test_weight_0_is_a_row_that_is_not_there(objective):
-    student, teacher, weight_C = random_states(9, 4, 7, seed=1), random_states(9, 6, 7, seed=2), random_weights(9)
-    kept = weight_C > 0
-    loss, grads = pay(student, teacher, [Payment(objective, weight_C)])
-    fewer = [HiddenStates(s.hidden_NH[kept], s.head) for s in (student, teacher)]
-    few_loss, few_grads = pay(*fewer, [Payment(objective, weight_C[kept])])
-    assert not grads[0][~kept].any()
-    for ours, theirs in zip([loss, grads[0][kept], *grads[1:]], [few_loss, *few_grads], strict=True):
-        assert torch.equal(ours, theirs)
+def test_a_token_chosen_twice_is_paid_twice():
+    models = random_pair(3)
+    twice = ChosenPay(torch.tensor([[4, 4]] * 3), torch.tensor([[1.0, 0.5]] * 3))
+    once = ChosenPay(torch.tensor([[4]] * 3), torch.tensor([[1.5]] * 3))
+    assert_close(paid(models, [twice])[1]["hidden"], paid(models, [once])[1]["hidden"], 1e-14)
 
 
-def test_what_stands_in_a_row_of_weight_0_is_never_read():
-    student, teacher, weight_C = random_states(9, 4, 7, seed=1), random_states(9, 6, 7, seed=2), random_weights(9)
-    expected = pay(student, teacher, [Payment(EVERY[0], weight_C)])
-    for s in (student, teacher):
-        s.hidden_NH[weight_C == 0] = torch.nan
-    found = pay(student, teacher, [Payment(EVERY[0], weight_C)])
-    assert torch.equal(found[0], expected[0]) and all(map(torch.equal, found[1], expected[1]))
+@cases("divergences")
+@in_the_oracle
+def test_bf16_is_no_worse_than_plain_torch(case, name):
+    """The gradient in bf16 against the truth: plain torch's own error, plus a unit in bf16's last place."""
+    temperature, expected = case["inputs"]["temperature"], torch.tensor(case["expected"][name]["grad"])
+    models = Models(*pair(case, torch.bfloat16))
+    objective = JSD(beta=float(name[4:])) if name.startswith("jsd") else OBJECTIVES[name]()
+    pays = [DensePay(objective, torch.ones(len(models.student)))]
+    found = paid(models, pays, temperature=temperature)[1]["hidden"]
+    hidden = models.student.hidden_NH.clone().requires_grad_()
+    loss = plain_loss(replace(models, student=HiddenStates(hidden, models.student.head)), pays, temperature)
+    (plain,) = torch.autograd.grad(loss, hidden)
+    assert found.dtype == torch.bfloat16
+    assert ((found - expected).abs() <= (plain - expected).abs() + 2**-7 * expected.abs() + 1e-5).all()
 
 
-@pytest.mark.parametrize("place", ["weight", "student"])
-def test_what_is_not_a_number_shows_in_the_loss(place):
-    student, teacher, weight_C = random_states(9, 4, 7, seed=1), random_states(9, 6, 7, seed=2), torch.ones(9)
-    (weight_C if place == "weight" else student.hidden_NH)[3] = torch.nan
-    loss, _ = pay(student, teacher, [Payment(EVERY[0], weight_C)])
-    assert loss.isnan()
+def test_what_stands_in_a_row_that_pays_nothing_is_never_read():
+    models, pays = mixed(20)
+    nobody = ~torch.stack([pay.kept_N for pay in pays]).any(0)
+    nobody[3] = True
+    pays = [pay.rows(torch.arange(20)) for pay in pays]
+    pays = [zeroed(pay, nobody) for pay in pays]
+    expected = paid(models, pays)
+    for states in (models.student, models.teacher):
+        states.hidden_NH[nobody] = torch.nan
+    models.weak_NH[nobody] = torch.nan
+    found = paid(models, pays)
+    assert torch.equal(found[0], expected[0])
+    assert all(torch.equal(found[1][part], grad) for part, grad in expected[1].items())
+
+
+def zeroed(pay, rows: Tensor):
+    if isinstance(pay, ChosenPay):
+        return replace(pay, slope_NK=pay.slope_NK.masked_fill(rows[:, None], 0))
+    return replace(pay, weight_N=pay.weight_N.masked_fill(rows, 0))
+
+
+def test_only_rows_that_some_term_keeps_are_computed():
+    weights = torch.tensor([[1.0, 0, 0, 0, 0], [0, 0, 0, torch.nan, 0]])
+    pays = [DensePay(WHOLE[0], weight_N) for weight_N in weights]
+    chosen = ChosenPay(torch.zeros(5, 2, dtype=torch.long), torch.tensor([[0.0, 0], [0, -1], [0, 0], [0, 0], [0, 0]]))
+    assert retained_rows([*pays, chosen], 5, torch.device("cpu")).tolist() == [0, 1, 3]
+    assert retained_rows([], 5, torch.device("cpu")).tolist() == []
+
+
+def test_the_pays_of_some_rows_are_theirs_alone():
+    models, pays = mixed(12)
+    some_n = torch.tensor([10, 1, 4, 7])
+    whole = [zeroed(pay, ~torch.isin(torch.arange(12), some_n)) for pay in pays]
+    few = Models(models.student.rows(some_n), models.teacher.rows(some_n), models.weak_NH[some_n])
+    found, expected = paid(few, [pay.rows(some_n) for pay in pays]), paid(models, whole)
+    assert_close(found[0], expected[0], 1e-13)
+    for part, grad in expected[1].items():
+        assert_close(found[1][part], grad[some_n] if part in ("hidden", "weak") else grad, 1e-13)
+
+
+@pytest.mark.parametrize("place", ["weight", "student", "slope"])
+def test_what_is_not_a_number_shows_in_loss_or_gradient(place):
+    models, weight_N, slope_NK = random_pair(9), torch.ones(9), torch.ones(9, 1)
+    {"weight": weight_N, "student": models.student.hidden_NH, "slope": slope_NK}[place][3] = torch.nan
+    chosen = ChosenPay(torch.zeros(9, 1, dtype=torch.long), slope_NK)
+    loss, grads = paid(models, [DensePay(WHOLE[0], weight_N), chosen])
+    assert loss.isnan() or place == "slope"
+    assert grads["hidden"].isnan().any() and grads["weight"].isnan().any()
 
 
 @pytest.mark.parametrize("tile_bytes", [1, 900, 2500, 1 << 30])
 def test_tiles_do_not_change_loss_or_gradient(tile_bytes):
-    student, teacher = random_states(23, 4, 7, seed=1, softcap=3.0), random_states(23, 6, 7, seed=2)
-    payments = [Payment(objective, random_weights(23, i)) for i, objective in enumerate(EVERY[:2])]
-    loss, grads = pay(student, teacher, payments, temperature=0.5, tile_bytes=tile_bytes)
-    expected, expected_grads = pay(student, teacher, payments, temperature=0.5)
-    for ours, theirs in zip([loss, *grads], [expected, *expected_grads], strict=True):
-        assert_close(ours, theirs, 1e-12)
+    models, pays = mixed(23)
+    loss, grads = paid(models, pays, temperature=0.5, tile_bytes=tile_bytes)
+    expected, expected_grads = paid(models, pays, temperature=0.5)
+    assert_close(loss, expected, 1e-12)
+    for part, grad in expected_grads.items():
+        assert_close(grads[part], grad, 1e-12)
 
 
 @pytest.mark.parametrize("rows", [0, 5])
 @pytest.mark.parametrize("terms", [0, 1, 2])
 def test_an_empty_selection_pays_0_with_gradient_0(rows, terms):
-    student, teacher = random_states(rows, 4, 7, seed=1), random_states(rows, 6, 7, seed=2)
-    loss, grads = pay(student, teacher, [Payment(EVERY[i], torch.zeros(rows)) for i in range(terms)])
+    loss, grads = paid(random_pair(rows), [DensePay(WHOLE[i], torch.zeros(rows)) for i in range(terms)])
     assert loss == 0 and loss.dtype == torch.float64
-    assert [grad.shape for grad in grads] == [(rows, 4), (7, 4), (7,)]
-    assert not any(grad.any() for grad in grads)
+    assert {part: grad.shape for part, grad in grads.items()} == {"hidden": (rows, 4), "weight": (7, 4), "bias": (7,)}
+    assert not any(grad.any() for grad in grads.values())
 
 
-@pytest.mark.parametrize("trained", [t for t in itertools.product([True, False], repeat=3) if any(t)], ids=str)
+@pytest.mark.parametrize("trained", [t for t in itertools.product([True, False], repeat=4) if any(t)], ids=str)
 def test_a_frozen_part_gets_no_gradient_and_changes_no_other(trained):
-    student, teacher = random_states(6, 4, 7, seed=1), random_states(6, 3, 7, seed=2)
-    payments = [Payment(EVERY[0], random_weights(6))]
-    _, expected = pay(student, teacher, payments)
-    inputs = [student.hidden_NH, student.head.weight_VH, student.head.bias_V]
-    hidden, weight, bias = parts = [x.clone().requires_grad_(t) for x, t in zip(inputs, trained, strict=True)]
-    head_loss(
-        HiddenStates(hidden, HeadWeights(weight, bias)), teacher, payments, temperature=1.0, tile_bytes=TILE
-    ).backward()
-    for part, train, grad in zip(parts, trained, expected, strict=True):
-        assert torch.equal(part.grad, grad) if train else part.grad is None
+    models, pays = mixed(6)
+    _, expected = paid(models, pays)
+    own = models.student
+    inputs = (own.hidden_NH, models.weak_NH, own.head.weight_VH, own.head.bias_V)
+    parts = [x.clone().requires_grad_(t) for x, t in zip(inputs, trained, strict=True)]
+    hidden, weak, weight, bias = parts
+    student, ids_N = HiddenStates(hidden, HeadWeights(weight, bias)), torch.zeros(6, dtype=torch.long)
+    head_loss(student, models.teacher, pays, ids_N, HeadSettings(tile_bytes=TILE), weak).backward()
+    for part, train, name in zip(parts, trained, ("hidden", "weak", "weight", "bias"), strict=True):
+        assert torch.equal(part.grad, expected[name]) if train else part.grad is None
+
+
+def test_a_middle_layer_that_is_not_given_is_the_last_one():
+    models, _ = mixed(6)
+    pay = RowsPay(OBJECTIVES["uskd"](mu=0.7), torch.ones(6), torch.ones(6))
+    loss, grads = paid(replace(models, weak_NH=None), [pay])
+    same_loss, same = paid(replace(models, weak_NH=models.student.hidden_NH), [pay])
+    assert_close(loss, same_loss, 1e-14)
+    assert_close(grads["hidden"], same["hidden"] + same["weak"], 1e-14)
+    assert_close(grads["weight"], same["weight"], 1e-14)
 
 
 def test_the_gradient_follows_the_incoming_scale():
-    student, teacher = random_states(6, 4, 7, seed=1), random_states(6, 3, 7, seed=2)
-    hidden = student.hidden_NH.clone().requires_grad_()
-    payments = [Payment(EVERY[0], torch.ones(6))]
-    loss = head_loss(HiddenStates(hidden, student.head), teacher, payments, temperature=1.0, tile_bytes=TILE)
-    (3 * loss).backward()
-    assert_close(hidden.grad, 3 * pay(student, teacher, payments)[1][0], 1e-14)
+    models = random_pair(6)
+    hidden, pays = models.student.hidden_NH.clone().requires_grad_(), [DensePay(WHOLE[0], torch.ones(6))]
+    own, ids_N = HiddenStates(hidden, models.student.head), torch.zeros(6, dtype=torch.long)
+    (3 * head_loss(own, models.teacher, pays, ids_N, HeadSettings())).backward()
+    assert_close(hidden.grad, 3 * paid(models, pays)[1]["hidden"], 1e-14)
 
 
 def test_a_head_cut_to_fewer_tokens_trains_those_alone():
     student, teacher = random_states(6, 4, 9, seed=1), random_states(6, 3, 7, seed=2)
     weight = student.head.weight_VH.clone().requires_grad_()
     own = HiddenStates(student.hidden_NH, HeadWeights(weight, student.head.bias_V).cut(7))
-    head_loss(own, teacher, [Payment(EVERY[0], torch.ones(6))], temperature=1.0, tile_bytes=TILE).backward()
+    ids_N = torch.zeros(6, dtype=torch.long)
+    head_loss(own, teacher, [DensePay(WHOLE[0], torch.ones(6))], ids_N, HeadSettings()).backward()
     assert weight.grad[:7].any() and not weight.grad[7:].any()

@@ -12,8 +12,8 @@ from transformers import (
 
 from opd.batch import Rollout
 from opd.head.weights import HeadWeights, align
-from opd.models import backbone, head_weights, trained_states
 from opd.packing import lay_out
+from opd.reading import backbone, head_weights, trained_states
 from tests.build import random_states
 from tests.oracle import assert_close
 
@@ -54,7 +54,7 @@ def test_logits_equal_those_of_the_model(name, dtype):
     rollout = Rollout(ids, [False] * 2 + [True] * 4, [0.0] * 4, [0] * 4, finish="stop", group=0)
     with torch.no_grad():
         expected = model(torch.tensor([ids])).logits[0, 1:-1]
-        hidden_CH = trained_states(backbone(model), lay_out([rollout], [0], layout="rows"))
+        hidden_CH, _ = trained_states(backbone(model), lay_out([rollout], [0], layout="rows"))
         linear = model.get_output_embeddings()
         found = head_weights(linear.weight, linear.bias, model.config).logits(hidden_CH)
     assert found.dtype == dtype

@@ -1,8 +1,8 @@
 """Run by tests/test_distributed.py under `accelerate launch`: real DeepSpeed ranks on the shared cases.
 
-    python -m tests.workers.ranks gradients|nonfinite PRECISION FOLDER
+    python -m tests.workers.ranks gradients|nonfinite|steps PRECISION FOLDER [tied|untied] [checkpointed]
 
-Rank 0 leaves its findings as FOLDER/<case>.pt.
+Rank 0 leaves its findings as FOLDER/<case>.pt, and `steps` the exported student beside them.
 """
 
 from __future__ import annotations
@@ -12,20 +12,26 @@ from pathlib import Path
 
 import deepspeed
 import torch
-from deepspeed.utils import safe_get_full_grad
+from deepspeed.utils import safe_get_full_grad, safe_get_full_optimizer_state
 
 from opd import distributed
 from opd.distributed import Ranks, Trainer, Update, gathered
 from opd.models import DTYPES
+from opd.train import layer_share, optimizer_for
+from recipes.quickstart.make_models import character_tokenizer
 from tests import cases
 
+OPTIMIZER = {"lr": 1e-2, "schedule": "constant", "weight_decay": 0.5, "max_grad_norm": 0.05}
 
-def start(precision: str) -> tuple[Trainer, Ranks]:
+
+def start(precision: str, *, max_grad_norm: float, tied: bool, checkpointed: bool = False) -> tuple[Trainer, Ranks]:
     if precision == "fp64":  # DeepSpeed reduces float64 as well as any dtype, and only its list of them lacks it
         deepspeed.accelerator.get_accelerator().supported_dtypes = lambda: [torch.float64]
-    accelerator = distributed.start(precision, max_grad_norm=1.0, trackers=[])
-    module = cases.student(cases.recipe(), tied=True, dtype=DTYPES[precision])
-    optimizer = torch.optim.AdamW(module.parameters(), lr=0.0)  # as the product's: a step sets its own
+    accelerator = distributed.start(precision, max_grad_norm=max_grad_norm, trackers=[])
+    module = cases.student(cases.recipe(), tied=tied, dtype=DTYPES[precision])
+    if checkpointed:
+        module.model.gradient_checkpointing_enable({"use_reentrant": False})
+    optimizer = optimizer_for(module, cases.recipe(optimizer=OPTIMIZER))
     return Trainer(accelerator, module, optimizer), Ranks(accelerator.device)
 
 
@@ -45,18 +51,43 @@ def gradients(trainer: Trainer, ranks: Ranks, precision: str, folder: Path) -> N
             return Update(skipped=False, grad_norm=0.0)
 
         trainer.update = update
-        run = cases.run(
-            cases.recipe(name, token_budget=max(40, budget)), trainer=trainer, dtype=DTYPES[precision], ranks=ranks
-        )
+        chosen = cases.recipe(name, token_budget=max(40, budget))
+        trainer.student.layer_share = layer_share(chosen)
+        run = cases.run(chosen, trainer=trainer, tied=True, dtype=DTYPES[precision], ranks=ranks)
         outcome = cases.taken(run, rollouts)
         found = {
             "loss": outcome.metrics["loss"],
             "grads": grads,
             "head_is_whole": whole,
             "weights": outcome.weights,
+            "rollouts": [r.token_ids for r in outcome.rollouts],
         }
         if ranks.is_main:
             torch.save(found, folder / f"{name}-{budget}.pt")
+
+
+def steps(trainer: Trainer, ranks: Ranks, precision: str, folder: Path) -> None:
+    """A step whose gradient is 0, so that weights only decay; a real one, whose gradient is clipped; the export."""
+    chosen = cases.recipe("soft_or_batch", token_budget=40, optimizer=OPTIMIZER)
+    run = cases.run(chosen, trainer=trainer, dtype=DTYPES[precision], ranks=ranks)
+    found = {"start": weights(trainer)}
+    cases.taken(run, [r for r in cases.rollouts() if r.length == 0])
+    found["decayed"] = weights(trainer)
+    found["grad_norm"] = cases.taken(run, cases.rollouts()).metrics["grad_norm"]
+    found["end"] = weights(trainer)
+    # DeepSpeed links the optimizer's state while it steps its first group, when the second group has none yet.
+    if trainer.zero_stage in (1, 2):
+        trainer.engine.optimizer._hp_optimizer_states_linked = False
+        trainer.engine.optimizer._lazy_init_hp_params_optimizer_state()
+    # The first step left the average at 0, so after the second it is (1 - β₁) · gradient.
+    beta = chosen.optimizer.betas[0]
+    found["grads"] = {
+        name: safe_get_full_optimizer_state(p, "exp_avg") / (1 - beta)
+        for name, p in trainer.student.model.named_parameters()
+    }
+    trainer.student.export(folder / "model", character_tokenizer(), writes=ranks.is_main)
+    if ranks.is_main:
+        torch.save(found, folder / "steps.pt")
 
 
 def nonfinite(trainer: Trainer, ranks: Ranks, precision: str, folder: Path) -> None:
@@ -113,6 +144,8 @@ def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
 
 if __name__ == "__main__":
     task, precision, folder = sys.argv[1], sys.argv[2], Path(sys.argv[3])
-    trainer, ranks = start(precision)
-    {"gradients": gradients, "nonfinite": nonfinite}[task](trainer, ranks, precision, folder)
+    limit = OPTIMIZER["max_grad_norm"] if task == "steps" else 1.0
+    shape = {"tied": "untied" not in sys.argv, "checkpointed": "checkpointed" in sys.argv}
+    trainer, ranks = start(precision, max_grad_norm=limit, **shape)
+    {"gradients": gradients, "nonfinite": nonfinite, "steps": steps}[task](trainer, ranks, precision, folder)
     distributed.leave(ranks)

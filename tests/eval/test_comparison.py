@@ -1,0 +1,206 @@
+"""The comparison: statistics against scipy and by hand, what is run and what is not, and what is written."""
+
+import json
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from eval.comparison import (
+    ARMS,
+    Arm,
+    by_command,
+    caption,
+    detectable,
+    holm,
+    jobs_of,
+    outcome,
+    paired,
+    report,
+    results_of,
+    run_all,
+    table,
+    teacher_score,
+)
+from opd.errors import RunError, TrainingError
+from opd.recipe_text import load_recipe
+from opd.selection import SELECTORS
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPE = ROOT / "recipes/comparison/comparison.yaml"
+TEACHER = {"score": 0.99, "stderr": 0.005, "n": 400}
+FEW = [arm for arm in ARMS if arm.name in ("full", "random-20", "soft_or-20", "d3s-20")]
+
+
+class FakeOpd:
+    """Leaves in the run folder what `opd train` would; fails where the name says so."""
+
+    def __init__(self, fails: str = "") -> None:
+        self.ran: list[str] = []
+        self.fails = fails
+
+    def __call__(self, command: list[str], log: Path) -> None:
+        options = dict(word.split("=", 1) for word in command if "=" in word)
+        name, runs = options["name"], Path(command[command.index("--runs") + 1])
+        self.ran.append(name)
+        folder = runs / name
+        folder.mkdir(parents=True)
+        (folder / "left-behind").touch()
+        if name == self.fails:
+            raise TrainingError(f"{name} failed")
+        recipe = load_recipe(command[command.index("train") + 1], [f"{k}={v}" for k, v in options.items()])
+        gain = 0.1 + zlib.crc32(name.encode()) % 1000 / 10_000
+        start = {"score": 0.7, "stderr": 0.02, "n": 400, "fixed_text": {"reverse_kl": 0.3}}
+        end = {"score": 0.7 + gain, "stderr": 0.02, "n": 400, "fixed_text": {"reverse_kl": 0.3 - gain}}
+        summary = {
+            "recipe": recipe.model_dump(mode="json"),
+            "wall_seconds": 30.0,
+            "commit": "abc",
+            "machine": "a machine",
+            "scores": {"skills": {"student_start": start, "student_end": end}},
+        }
+        (folder / "summary.json").write_text(json.dumps(summary))
+        lines = [{"step": i, "term0/tokens": 100.0, "term0/kept": 0.5} for i in range(3)]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def jobs(runs: Path, seeds: int = 2, overrides: tuple[str, ...] = ()):
+    return jobs_of(FEW, RECIPE, list(overrides), seeds=seeds, runs=runs)
+
+
+def test_every_selector_has_an_arm_and_every_arm_is_a_recipe():
+    base = load_recipe(RECIPE).model_dump()
+    for arm in ARMS:
+        recipe = load_recipe(RECIPE, arm.overrides(3))
+        ours = recipe.model_dump()
+        changed = {key for key in ours if ours[key] != base[key]}
+        assert changed <= {"loss", "seed", "name", *(word.partition("=")[0] for word in arm.also)}
+        assert (recipe.seed, recipe.name) == (3, f"{arm.name}-3")
+        assert recipe.loss[0].select.type == arm.select["type"]
+        if "keep" in arm.select:
+            assert recipe.loss[0].select.keep == int(arm.share) / 100
+    assert {arm.select["type"] for arm in ARMS} == set(SELECTORS)
+    assert len({arm.name for arm in ARMS}) == len(ARMS)
+
+
+def test_the_comparison_is_of_61_runs():
+    planned = jobs_of(list(ARMS), RECIPE, [], seeds=5, runs=Path("runs/comparison"))
+    assert len(planned) == 61 == len({job.folder for job in planned})
+    assert {job.folder.parent for job in planned} == {Path("runs/comparison")}
+    assert [job.recipe.seed for job in planned] == sorted(job.recipe.seed for job in planned), "seed by seed"
+
+
+def test_a_finished_run_is_not_repeated_and_an_interrupted_one_starts_again(tmp_path):
+    planned = jobs(tmp_path)
+    first = FakeOpd(fails="soft_or-20-0")
+    with pytest.raises(TrainingError, match="soft_or-20-0 failed"):
+        run_all(planned, first, at_once=1)
+    assert first.ran[-1] == "soft_or-20-0", "nothing starts after a failure"
+    other = tmp_path / "someone-elses"
+    other.mkdir()
+    (tmp_path / "soft_or-20-0" / "stale").touch()
+    second = FakeOpd()
+    run_all(planned, second, at_once=1)
+    assert second.ran == [j.folder.name for j in planned if j.folder.name not in first.ran[:-1]]
+    assert not (tmp_path / "soft_or-20-0" / "stale").exists() and other.is_dir()
+    third = FakeOpd()
+    run_all(planned, third, at_once=2)
+    assert third.ran == []
+
+
+def test_a_run_of_another_recipe_is_named(tmp_path):
+    run_all(jobs(tmp_path), FakeOpd(), at_once=1)
+    with pytest.raises(RunError, match="made by another recipe"):
+        run_all(jobs(tmp_path, overrides=("steps=7",)), FakeOpd(), at_once=1)
+
+
+def test_a_command_that_fails_says_where_it_said_why(tmp_path):
+    with pytest.raises(TrainingError, match=r"see .*x\.log: gone"):
+        by_command(["sh", "-c", "echo gone; exit 3"], tmp_path / "deep" / "x.log")
+    by_command(["sh", "-c", "echo $OMP_NUM_THREADS"], tmp_path / "y.log")
+    assert (tmp_path / "y.log").read_text() == "1\n"
+
+
+def test_the_teacher_is_scored_once(tmp_path):
+    said = []
+
+    def runner(command, log):
+        said.append(command)
+        log.write_text("a notice\n" + json.dumps(TEACHER) + "\n")
+
+    for _ in range(2):
+        assert teacher_score(load_recipe(RECIPE), tmp_path, runner) == TEACHER
+    assert len(said) == 1 and said[0][2:4] == ["opd", "eval"] and "--problems" in said[0]
+
+
+def test_an_outcome_sums_the_tokens_that_were_trained_on(tmp_path):
+    run_all(jobs(tmp_path, seeds=1), FakeOpd(), at_once=1)
+    found = outcome(tmp_path / "full-0")
+    assert (found["tokens"], found["kept"]) == (300.0, 0.5)
+    assert found["start"]["score"] == 0.7 and 0.8 <= found["score"] < 0.9
+
+
+OURS, THEIRS = [0.90, 0.92, 0.95, 0.91, 0.89], [0.85, 0.90, 0.91, 0.90, 0.86]
+
+
+def test_paired_differences_by_hand():
+    """d = .05 .02 .04 .01 .03: mean .03, sd .015811, se .0070711, t = 4.2426 with 4 degrees of freedom, p = .013236."""
+    found = paired(OURS, THEIRS)
+    assert found.difference == pytest.approx(0.03)
+    assert found.p == pytest.approx(0.0132357, abs=1e-6)
+    half = 2.7764451 * 0.0158113883 / 5**0.5
+    assert (found.low, found.high) == (pytest.approx(0.03 - half), pytest.approx(0.03 + half))
+    assert paired(THEIRS, OURS).difference == pytest.approx(-0.03)
+
+
+def test_differences_without_spread():
+    assert paired([0.5, 0.6], [0.5, 0.6]).p == 1.0
+    assert paired([0.5, 0.75], [0.25, 0.5]).p == 0.0
+
+
+def test_the_detectable_difference_is_found_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    shift = detectable(2.0, 5)
+    p = scipy.stats.ttest_1samp(rng.normal(shift, 2.0, (20_000, 5)), 0.0, axis=1).pvalue
+    assert np.mean(p < 0.05) == pytest.approx(0.8, abs=0.01)
+    assert detectable(2.0, 2000) == pytest.approx(2.0 * (1.959964 + 0.841621) / 2000**0.5, rel=2e-3)
+    assert detectable(4.0, 5) == pytest.approx(2 * shift)
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.8]) == [1.0, 1.0] and holm([]) == []
+
+
+def test_the_report_has_the_untrained_student_the_teacher_and_every_arm(tmp_path):
+    planned = jobs(tmp_path / "runs", seeds=3)
+    run_all(planned, FakeOpd(), at_once=1)
+    text = report(planned, TEACHER, tmp_path / "to")
+    rows = [line.split(" | ")[0].strip("| ") for line in text.splitlines() if line.startswith("|")]
+    assert rows[2:] == ["student, untrained", *(arm.name for arm in FEW), "teacher"]
+    assert len({line.count("|") for line in text.splitlines() if line.startswith("|")}) == 1
+    results = json.loads((tmp_path / "to" / "results.json").read_text())
+    assert (
+        results["arms"]["d3s-20"]["seeds"] == [0] and "p" not in results["arms"]["d3s-20"]["against"]["full"]["score"]
+    )
+    against = results["arms"]["soft_or-20"]["against"]
+    assert set(against) == {"full", "random"} and results["tests"] == 6
+    assert against["full"]["score"]["p_holm"] >= against["full"]["score"]["p"]
+    assert "full" not in results["arms"]["full"]["against"] and "random" not in results["arms"]["random-20"]["against"]
+    assert (tmp_path / "to" / "comparison.png").stat().st_size > 10_000
+    assert (tmp_path / "to" / "table.md").read_text() == text
+    assert "points of exact match" in caption(results) and "± " in table(results)
+
+
+def test_an_arm_without_its_control_is_compared_with_full_alone():
+    start = {"score": 0.7, "stderr": 0.02, "reverse_kl": 0.3}
+    one = {"tokens": 10.0, "kept": 1.0, "score": 0.8, "reverse_kl": 0.2, "seconds": 1.0, "start": start}
+    results = results_of({"full": {0: one}, "q3-20": {0: one | {"score": 0.9}}}, TEACHER)
+    assert results["arms"]["q3-20"]["against"]["full"]["score"] == {"difference": pytest.approx(0.1)}
+    assert set(results["arms"]["q3-20"]["against"]) == {"full"} and "+10.0" in table(results)
+
+
+def test_shares_are_read_from_names():
+    assert [Arm(name, {}).share for name in ("full", "soft_or-20")] == ["", "20"]
