@@ -138,8 +138,8 @@ class TokenTable:
     def __len__(self) -> int:
         return len(self.rollout_C)
 
-    def __getitem__(self, name: str) -> Float[Tensor, " C"]:
-        """The statistic of that name, [C]."""
+    def __getitem__(self, name: str) -> Float[Tensor, "C ..."]:
+        """The statistic of that name, [C], or [C, K] for candidates."""
         return self.statistics[name]
 
     def rows(self, index_c: Tensor) -> TokenTable:

@@ -20,7 +20,7 @@ from pydantic import (
 
 from opd.figures import MeasuredFigures, ReportedFigures
 from opd.objectives import OBJECTIVES
-from opd.objectives.base import ChosenObjective
+from opd.objectives.base import ChosenObjective, RowsObjective
 from opd.record import Record, Share, scheduled
 from opd.rollout.settings import RolloutSettings
 from opd.selection import SELECTORS
@@ -249,6 +249,13 @@ class Recipe(Record):
                     f"objective {term.objective.type!r} follows sampled tokens: loss_temperature "
                     f"{self.loss_temperature} and rollout.temperature {self.rollout.temperature} must be equal"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _one_middle_layer(self) -> Recipe:
+        layers = sorted({t.objective.layer_share for t in self.loss if isinstance(t.objective, RowsObjective)} - {None})
+        if len(layers) > 1:
+            raise ValueError(f"two terms read the middle layers {layers}, and a step reads one; give both the same")
         return self
 
     @property

@@ -56,7 +56,8 @@ METRICS: dict[str, tuple[str, str]] = {
     "step": ("steps", "optimizer steps so far, this one included"),
     "time/*": (
         "s",
-        "wall seconds of a phase: generate, reward, score, train, sync, step; start and evaluate in the next line",
+        "wall seconds of a phase: generate, reward, score, train, sync and their sum, step; what is done between two "
+        "steps (start, evaluate, checkpoint) stands in the line of the next step",
     ),
     "memory/*": ("GiB", "peak resident (CPU) or allocated (CUDA) memory of a phase on rank 0"),
     "tokens_per_second": ("tokens/s", "trained tokens over time/step, all ranks together"),

@@ -56,7 +56,7 @@ def scheduled(number: Any) -> Any:
     ]
 
 
-def as_number(value: Any) -> float:
+def as_number(value: Any) -> float | int:
     """The number itself; TypeError for a ramp, which is no number before `schedules.at` has resolved it."""
     if isinstance(value, Ramp):
         raise TypeError(f"{value!r} moves with progress: resolve the recipe with opd.schedules.at first")

@@ -129,7 +129,7 @@ def summary_of(folder: RunFolder, recipe: Recipe, facts: dict[str, Any], after_l
     names = sorted({name for line in lines for name in line if name.startswith(("time/", "memory/"))})
     whole = {name: [line[name] for line in lines if line.get(name) is not None] for name in names}
     phases = {name: sum(values) if name.startswith("time/") else max(values) for name, values in whole.items()}
-    outermost = ("start", "evaluate", "step", "export")
+    outermost = ("start", "evaluate", "step", "checkpoint", "export")
     return {
         "recipe": recipe.model_dump(mode="json"),
         "seed": recipe.seed,

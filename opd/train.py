@@ -57,10 +57,12 @@ def train(checked: Checked, folder: RunFolder, *, resume: bool) -> dict[str, Any
     """Run the checked recipe in its folder; returns the summary that it also writes there."""
     recipe = checked.recipe
     parts = build(checked, folder, resume=resume)
-    first = restore(parts) if resume else 0
+    with parts.run.clock("start"):
+        first = restore(parts) if resume else 0
     score_student(parts, "student_start", steps=first)
     if first == 0:
-        say_stops(parts)
+        with parts.run.clock("start"):
+            say_stops(parts)
     skips = parts.folder.skips()
     with Progress(recipe.steps, done=first, shown=parts.run.ranks.is_main) as progress:
         for index in range(first, recipe.steps):
@@ -72,7 +74,8 @@ def train(checked: Checked, folder: RunFolder, *, resume: bool) -> dict[str, Any
                 score_student(parts, f"step_{index + 1}", steps=index + 1)
             if (index + 1) % recipe.checkpoints.every == 0 or index + 1 == recipe.steps:
                 keep = recipe.checkpoints.keep
-                checkpoint.save(parts.folder.checkpoints, parts.run.trainer, steps=index + 1, keep=keep)
+                with parts.run.clock("checkpoint"):
+                    checkpoint.save(parts.folder.checkpoints, parts.run.trainer, steps=index + 1, keep=keep)
     score_student(parts, "student_end", steps=recipe.steps)
     return finish(parts, resumed_from=first)
 
@@ -315,7 +318,8 @@ def say_stops(parts: Parts) -> None:
     """What student and teacher declare and do where rollouts end, measured before step 1; warns where they differ."""
     run, stop = parts.run, parts.checked.stop
     now = schedules.at(run.recipe, 0)
-    lines, differs = stop_report(run, stop, parts.source(now.rollout, 0)[:STOP_ROLLOUTS], parts.checked.tokenizer)
+    few = now.rollout.model_copy(update={"samples_per_prompt": 1})
+    lines, differs = stop_report(run, stop, parts.source(few, 0)[:STOP_ROLLOUTS], parts.checked.tokenizer)
     if run.ranks.is_main:
         print("\n".join(lines), flush=True)
         if differs:

@@ -121,7 +121,10 @@ def recipe(*terms: dict[str, Any], **more: Any) -> Recipe:
 def paying(*objectives: Objective, **more: Any) -> Recipe:
     """A recipe whose terms pay these objectives on the tokens that the table's column `weight` names."""
     terms = [Term.model_construct(select=Given(), objective=objective, weight=1.0) for objective in objectives]
-    return recipe().model_copy(update={"loss": terms, **more})
+    return BASE.model_copy(update={"loss": terms, **more})
+
+
+BASE = recipe()
 
 
 @dataclass(frozen=True)
@@ -146,7 +149,7 @@ class Taken:
 
 def measured(recipe: Recipe, table: TokenTable, models: Models, settings: HeadSettings) -> TokenTable:
     """The table with what the recipe needs; columns that it has already stay."""
-    ids_C, needs = table.token_id_C, recipe.needs & set(STATISTICS)
+    ids_C, needs = table.token_id_C, (recipe.needs & set(STATISTICS)) - table.statistics.keys()
     columns = row_statistics(needs, models.student, models.teacher, ids_C, settings) if needs else {}
     if models.reference is not None:
         own = row_statistics(["student_logprob"], models.reference, None, ids_C, settings)
@@ -222,7 +225,5 @@ def rollouts_of(lengths: list[int], *, mask: list[int] | None = None, groups: An
         extra = {"rows": [row for row, is_trained in zip(rows, trained, strict=True) if is_trained]}
         extra |= {"reward": 0.0 if rewards is None else float(rewards[number])}
         count, group = len(extra["rows"]), 0 if groups is None else groups[number]
-        made.append(
-            Rollout([0] * (1 + length), [False, *trained], [0.0] * count, [0] * count, "stop", group, extra)
-        )
+        made.append(Rollout([0] * (1 + length), [False, *trained], [0.0] * count, [0] * count, "stop", group, extra))
     return made

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PhiConfig, PhiForCausalLM
 
 from opd import schedules
 from opd.batch import Rollout
@@ -115,20 +115,20 @@ DRAWN = ("three_terms",)
 """Cases that draw tokens, keyed by the place of the rollout in the step: there the order of rollouts matters."""
 
 
-def recipe(loss: str = "all", **more: Any) -> Recipe:
+def recipe(name: str = "all", **more: Any) -> Recipe:
     """A recipe with one of LOSSES; `more` are its other keys."""
     data = {
         "student": {"model": "student"},
         "teacher": {"type": "local", "model": "teacher"},
         "prompts": {"path": "none.jsonl", "max_tokens": 12},
         "rollout": {"max_new_tokens": 20, "type": "transformers"},
-        "loss": LOSSES[loss],
+        "loss": LOSSES[name],
         "stop_class": False,
         "token_budget": 4096,
         "precision": "fp64",
         "metrics": {"full_every": 1},
     }
-    return parse_recipe(data | BESIDE.get(loss, {}) | more)
+    return parse_recipe(data | BESIDE.get(name, {}) | more)
 
 
 def model(seed: int, *, hidden: int, tied: bool = False, dtype: torch.dtype = torch.float64) -> LlamaForCausalLM:
@@ -151,6 +151,25 @@ def model(seed: int, *, hidden: int, tied: bool = False, dtype: torch.dtype = to
             if parameter.ndim == 2:
                 parameter.normal_(0, 0.35)
     return made.to(dtype)
+
+
+def ending(end: int, *, never: int, seed: int, hidden: int) -> PhiForCausalLM:
+    """A random model that ends a turn with one token, about one time in six, and gives another one about 1e-11."""
+    torch.manual_seed(seed)
+    config = PhiConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        initializer_range=0.25,
+        eos_token_id=end,
+    )
+    made = PhiForCausalLM(config)  # its head has a bias
+    with torch.no_grad():
+        made.lm_head.weight[[end, never]] = 0
+        made.lm_head.bias[[end, never]] = torch.tensor([2.5, -21.5])
+    return made
 
 
 def rollouts(seed: int = 0) -> list[Rollout]:

@@ -35,7 +35,7 @@ def command(toy: Path, runs: Path, name: str, *more: str) -> list[str]:
         "token_budget": 64,
         "steps": STEPS,
         "checkpoints.every": 1,
-        "evaluate.every": 0,
+        "evaluate.every": 4,
         "evaluate.problems": 8,
         "evaluate.fixed_text": 4,
         "evaluate.teacher": "false",
@@ -71,6 +71,22 @@ def killed(toy: Path, runs: Path, name: str, *more: str, after: int, wait: float
         process.wait()
 
 
+KILLS_ITSELF = """
+import os, signal
+from opd import cli, run
+
+class Folder(run.RunFolder):
+    def append_metrics(self, metrics):
+        super().append_metrics(metrics)
+        if metrics["step"] == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+run.RunFolder = Folder
+cli.main()
+"""
+"""The same program, but the system kills it as soon as step 5 is written: the clock could not aim as well."""
+
+
 def lines(run: Path) -> int:
     path = run / "metrics.jsonl"
     return len(path.read_text().splitlines()) if path.exists() else 0
@@ -81,23 +97,55 @@ def metrics(run: Path) -> list[dict[str, float]]:
     return [{k: v for k, v in row.items() if not k.startswith(CLOCKED)} for row in rows]
 
 
-def test_three_kills_change_no_bit(toy: Path, tmp_path: Path):
-    finished(toy, tmp_path, "unbroken")
+def summary(run: Path) -> dict:
+    return json.loads((run / "summary.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def unbroken(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    runs = tmp_path_factory.mktemp("unbroken")
+    finished(toy, runs, "run")
+    start, end = (load_file(folder / "model.safetensors") for folder in (toy / "student", runs / "run" / "model"))
+    assert any(not torch.equal(start[name], end[name]) for name in end), "nothing was trained"
+    assert len(metrics(runs / "run")) == STEPS
+    return runs / "run"
+
+
+def assert_same(broken: Path, unbroken: Path) -> None:
+    """Metrics, weights and scores are the same to the last bit."""
+    assert metrics(broken) == metrics(unbroken)
+    weights, resumed = (load_file(run / "model" / "model.safetensors") for run in (unbroken, broken))
+    assert weights.keys() == resumed.keys()
+    assert all(torch.equal(weights[k], resumed[k]) for k in weights)
+    scores = summary(unbroken)["scores"]["arithmetic"]
+    assert set(scores) == {"student_start", "step_4", "step_8", "step_12", "student_end"}
+    assert summary(broken)["scores"]["arithmetic"] == scores
+
+
+def test_three_kills_change_no_bit(toy: Path, tmp_path: Path, unbroken: Path):
     draw = random.Random()
     for i in range(3):
         resume = ["--resume"] if i else []
         killed(toy, tmp_path, "broken", *resume, after=3 + 3 * i, wait=draw.uniform(0.0, 0.25))
     finished(toy, tmp_path, "broken", "--resume")
-
-    unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
-    assert len(metrics(unbroken)) == STEPS
-    assert metrics(broken) == metrics(unbroken)
-    weights, resumed = (load_file(run / "model" / "model.safetensors") for run in (unbroken, broken))
-    assert weights.keys() == resumed.keys()
-    assert all(torch.equal(weights[k], resumed[k]) for k in weights)
-    moved = load_file(toy / "student" / "model.safetensors")
-    assert any(not torch.equal(weights[k], moved[k]) for k in weights), "nothing was trained"
-    scores = [json.loads((run / "summary.json").read_text())["scores"] for run in (unbroken, broken)]
-    assert scores[0] == scores[1]
-    left = sorted(p.name for p in (broken / "checkpoints").iterdir() if p.name.startswith("step-"))
+    assert_same(tmp_path / "broken", unbroken)
+    left = sorted(p.name for p in (tmp_path / "broken" / "checkpoints").iterdir() if p.name.startswith("step-"))
     assert left == [f"step-{STEPS:06d}"]
+
+
+def test_a_kill_between_checkpoints_trains_and_scores_again_from_the_last(toy: Path, tmp_path: Path, unbroken: Path):
+    """Checkpoints after 3, 6, … steps, scores after 4, 8, …: what step 4 scored before the kill is scored again."""
+    python, _, _, *arguments = command(toy, tmp_path, "broken", "checkpoints.every=3")
+    died = subprocess.run([python, "-c", KILLS_ITSELF, *arguments], cwd=ROOT, env=environment(), capture_output=True)
+    assert died.returncode == -signal.SIGKILL, died.stderr[-3000:]
+    broken = tmp_path / "broken"
+    assert lines(broken) == 5
+    assert "step_4" in json.loads((broken / "scores.json").read_text())["arithmetic"]
+    assert [p.name for p in (broken / "checkpoints").glob("step-*")] == ["step-000003"]
+    finished(toy, tmp_path, "broken", "checkpoints.every=3", "--resume")
+    assert_same(broken, unbroken)
+    said, rows = summary(broken), [json.loads(line) for line in (broken / "metrics.jsonl").read_text().splitlines()]
+    assert said["resumed_from"] == 3
+    assert [row["step"] for row in rows if "time/start" in row] == [1, 4], "each process has started once"
+    for phase in ("time/start", "time/step"):
+        assert said["phases"][phase] == pytest.approx(sum(row.get(phase, 0) for row in rows))

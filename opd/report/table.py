@@ -61,6 +61,7 @@ PHASES = {
     "train": "  train",
     "sync": "  sync",
     "evaluate": "evaluate, the teacher too",
+    "checkpoint": "checkpoints",
     "export": "export",
 }
 """Phases in order of time; the indented ones are parts of the steps."""

@@ -110,7 +110,7 @@ def stop_report(
     A student that ends with one token and a teacher that ends with another give each other's token next to nothing:
     distillation then deletes the student's stop, and lengths run to the cap.
     """
-    ended = [r for r in rollouts if r.finish == "stop"]
+    ended = [r for r in rollouts if r.finish == "stop" and r.length]
     lines = [stop.words(tokenizer)]
     if not ended:
         return [*lines, f"no rollout of {len(rollouts)} ended by itself: stopping could not be measured"], False

@@ -15,7 +15,14 @@ from tests.oracle import assert_close
 
 P, Q = [0.5, 0.4, 0.1], [0.5, 0.001, 0.499]
 STOP = (2, 5, 6)
-OF_THE_OUTCOME = {"student_entropy", "teacher_entropy", "reverse_kl", "forward_kl", "student_logprob", "teacher_logprob"}
+OF_THE_OUTCOME = {
+    "student_entropy",
+    "teacher_entropy",
+    "reverse_kl",
+    "forward_kl",
+    "student_logprob",
+    "teacher_logprob",
+}
 
 
 def log(p: list[float]):
@@ -90,9 +97,7 @@ def test_a_class_of_one_token_merges_nothing(stop):
 def test_which_end_token_comes_first_does_not_matter(name):
     models = random_models()
     objective = OBJECTIVES[name](**({"k": 4} if name == "plackett_luce" else {}))
-    table = token_table(
-        [3, 3], {"weight": torch.ones(6)}, token_id_C=random_ids(), reward_B=torch.tensor([0.0, 1.0])
-    )
+    table = token_table([3, 3], {"weight": torch.ones(6)}, token_id_C=random_ids(), reward_B=torch.tensor([0.0, 1.0]))
     recipe = paying(objective, stop_class=True, loss_temperature=0.8)
     one, other = (taken(recipe, table, models, stop=stop) for stop in (STOP, (6, 2, 5)))
     assert_close(other.loss, one.loss, 1e-12)

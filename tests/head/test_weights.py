@@ -61,6 +61,20 @@ def test_logits_equal_those_of_the_model(name, dtype):
     assert_close(found, expected, 1e-12 if dtype == torch.float64 else 1e-5)
 
 
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
+def test_a_middle_layer_passes_the_final_norm_once_and_is_never_the_last(share):
+    model = made(CONFIGS["llama"], torch.float64)
+    ids = [1, 7, 30, 4, 4, 9]
+    batch = lay_out(
+        [Rollout(ids, [False] * 2 + [True] * 4, [0.0] * 4, [0] * 4, finish="stop", group=0)], [0], layout="rows"
+    )
+    with torch.no_grad():
+        layers = model(torch.tensor([ids]), output_hidden_states=True).hidden_states
+        last_CH, weak_CH = trained_states(backbone(model), batch, share)
+        assert_close(last_CH, layers[-1][0, 1:-1], 1e-12)
+        assert_close(weak_CH, model.model.norm(layers[1])[0, 1:-1], 1e-12)
+
+
 @pytest.mark.parametrize("name", ["gemma2", "granite", "cohere"])
 def test_what_a_model_does_to_its_logits_is_not_lost(name):
     weight = torch.randn(31, 16)

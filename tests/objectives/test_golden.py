@@ -16,8 +16,18 @@ from opd.objectives.tgdpo import TGDPO
 from opd.objectives.uskd import soft_labels
 from opd.record import Record
 from tests.build import Models, paying, recipe, states, statistics, taken, token_table
-from tests.oracle import TOLERANCE, assert_close, both_precisions, cases, counted, logits, oracle, pair, spread, table_of
-
+from tests.oracle import (
+    TOLERANCE,
+    assert_close,
+    both_precisions,
+    cases,
+    counted,
+    logits,
+    oracle,
+    pair,
+    spread,
+    table_of,
+)
 
 TAIL_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-2}
 """The teacher's tail is 1 − Σ listed, which loses digits where it is small."""
@@ -25,12 +35,17 @@ TAIL_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-2}
 
 def each(objective: Objective, table, models: Models, **more) -> tuple[Tensor, Tensor]:
     """Every token's own loss, and the gradient with respect to its own logits."""
-    found = []
+    recipe = paying(objective, **more)
+    table, found = taken(recipe, with_ones(table), models).table, []
     for row, one in enumerate(torch.eye(len(table), dtype=torch.float64)):
-        alone = table.with_statistics({**table.statistics, "weight": one})
-        result = taken(paying(objective, **more), alone, models)
+        result = taken(recipe, table.with_statistics(table.statistics | {"weight": one}), models)
         found.append((result.loss, result.grads["hidden"][row]))
     return tuple(torch.stack(list(column)) for column in zip(*found, strict=True))
+
+
+def with_ones(table):
+    """The table with weight 1 for every token."""
+    return table.with_statistics(table.statistics | {"weight": torch.ones(len(table), dtype=torch.float64)})
 
 
 def objective_of(field: str, **more) -> Objective:
@@ -43,7 +58,9 @@ def objective_of(field: str, **more) -> Objective:
 
 def fields_with_gradients(name: str) -> list[str]:
     """The expected losses of a file, whichever its cases have."""
-    return sorted({k for case in oracle(name) for k, v in case["expected"].items() if isinstance(v, dict) and "grad" in v})
+    return sorted(
+        {k for case in oracle(name) for k, v in case["expected"].items() if isinstance(v, dict) and "grad" in v}
+    )
 
 
 @both_precisions
@@ -260,10 +277,6 @@ def test_each_part_of_uskd_alone(case, dtype, part, key):
     assert_close(spread(value_C, case), case["expected"][f"{part}_loss"])
 
 
-def with_ones(table):
-    return table.with_statistics({"weight": torch.ones(len(table))})
-
-
 @both_precisions
 @cases("uskd")
 def test_the_soft_labels_of_uskd_follow_zipf_by_rank(case, dtype):
@@ -285,12 +298,14 @@ def test_the_soft_labels_of_uskd_follow_zipf_by_rank(case, dtype):
 def test_tgdpo(case, dtype, field):
     given, expected = case["inputs"], case["expected"][field]
     objective = TGDPO(alpha=given["alpha"], beta=given["beta"], clamp=field == "clamped")
-    chosen = objective.choose(pairs_table(given["pairs"], dtype), torch.ones(tokens(given["pairs"])))
+    table = pairs_table(given["pairs"], dtype)
+    chosen = objective.choose(table, torch.ones(len(table)))
     assert_close(chosen.value, expected["mean_loss"], TOLERANCE[dtype])
-    slopes = sum((pair[f"grad_policy_{side}"] for pair in expected["pairs"] for side in "wl"), [])
+    slopes = both_sides(expected["pairs"], "grad_policy")
     assert_close(chosen.slope_CK.squeeze(-1), slopes, TOLERANCE[dtype])
     for pair_given, pair_expected in zip(given["pairs"], expected["pairs"], strict=True):
-        alone = objective.choose(pairs_table([pair_given], dtype), torch.ones(tokens([pair_given])))
+        table = pairs_table([pair_given], dtype)
+        alone = objective.choose(table, torch.ones(len(table)))
         assert_close(alone.value, pair_expected["loss"], TOLERANCE[dtype])
 
 
@@ -304,26 +319,24 @@ def test_tgdpos_trust(case, dtype):
     sign_C = (1 - 2 * (table.rollout_C % 2)).to(dtype)
     for field in ("unclamped", "clamped"):
         f_C = objective.model_copy(update={"clamp": field == "clamped"}).trust(table, sign_C)
-        found = sum((pair[f"f_{side}"] for pair in expected[field]["pairs"] for side in "wl"), [])
+        found = both_sides(expected[field]["pairs"], "f")
         assert_close(f_C, found)
         not_positive += int((f_C <= 0).sum()) if field == "unclamped" else 0
     guide_C = objective.model_copy(update={"alpha": 1.0}).trust(table, torch.ones_like(sign_C)) - 1
-    guides = sum((pair[f"r_hat_{side}"] for pair in expected["unclamped"]["pairs"] for side in "wl"), [])
+    guides = both_sides(expected["unclamped"]["pairs"], "r_hat")
     assert_close(guide_C, guides)
     assert not_positive / len(table) == pytest.approx(expected["share_of_f_not_positive"], abs=1e-12)
 
 
-def tokens(pairs: list[dict]) -> int:
-    return sum(len(pair[f"policy_{side}"]) for pair in pairs for side in "wl")
+def both_sides(pairs: list[dict], key: str) -> list[float]:
+    """A field of every token: the chosen rollout of a pair, then the rejected one."""
+    return [value for pair in pairs for side in "wl" for value in pair[f"{key}_{side}"]]
 
 
 def pairs_table(pairs: list[dict], dtype: torch.dtype):
     """Two rollouts a prompt, the chosen one first and with the higher reward."""
     names = {"student_logprob": "policy", "teacher_logprob": "reward", "reference_logprob": "ref"}
-    columns = {
-        name: torch.tensor(sum((pair[f"{key}_{side}"] for pair in pairs for side in "wl"), []), dtype=dtype)
-        for name, key in names.items()
-    }
+    columns = {name: torch.tensor(both_sides(pairs, key), dtype=dtype) for name, key in names.items()}
     number = torch.arange(2 * len(pairs))
     return token_table(
         [len(pair[f"policy_{side}"]) for pair in pairs for side in "wl"],

@@ -61,7 +61,9 @@ def test_a_renormalised_list_lets_the_tail_grow_and_a_bucket_does_not():
     teacher = states([[2.0, 1.0, -1.0, -2.0]])
     listed = teacher.hidden_NH.masked_fill(torch.tensor([False, False, True, True]), 9.0)  # half in the tail and more
     student = Models(states(listed), teacher)
-    free, held = (paid(OBJECTIVES["reverse_kl"](teacher_top=2, tail=tail), student) for tail in ("renormalise", "bucket"))
+    free, held = (
+        paid(OBJECTIVES["reverse_kl"](teacher_top=2, tail=tail), student) for tail in ("renormalise", "bucket")
+    )
     assert_close(free.loss, 0.0, 1e-12)
     assert held.loss > 1 and (held.grads["hidden"][0, 2:] > 0).all() and not free.grads["hidden"][0, 2:].any()
 
@@ -145,5 +147,7 @@ def test_the_zipf_labels_of_uskd_follow_the_paper_not_its_code():
 def test_jsd_falls_to_nothing_towards_its_ends(beta):
     """JSD_0.9 is about a tenth of KL(S‖T), and β = 1 jumps to the whole of it."""
     student, teacher = states([[1.0, 0.2, -0.3]]), states([[0.9, 0.3, -0.2]])
-    jsd, kl = (paid(o, Models(student, teacher)).loss for o in (OBJECTIVES["jsd"](beta=beta), OBJECTIVES["jsd"](beta=1)))
+    jsd, kl = (
+        paid(o, Models(student, teacher)).loss for o in (OBJECTIVES["jsd"](beta=beta), OBJECTIVES["jsd"](beta=1))
+    )
     assert_close(jsd / kl, beta * (1 - beta), 0.01)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from opd.selection import SELECTORS
-from tests.build import GivenLogits, Models, draw, recipe, rollouts_of, statistics, taken
+from tests.build import GivenLogits, Models, draw, recipe, rollouts_of, statistics, taken, token_table
 from tests.objectives.test_golden import each, objective_of
 from tests.oracle import TOLERANCE, assert_close, both_precisions, cases, counted, pair, spread, table_of
 
@@ -75,14 +75,13 @@ def test_the_entropy_term_over_the_whole_batch(case, dtype):
 @cases("tsdkd", "tsdkd")
 def test_the_ranking_of_each_opener_token_runs_the_right_way(case, dtype):
     """A teacher of the opposite mind gives what a sum from the wrong end would."""
-    student, teacher = pair(case, dtype)
+    rows_n = torch.tensor([counted(case).tolist().index(e["position"]) for e in case["expected"]["ranking"]])
+    student, teacher = (s.rows(rows_n) for s in pair(case, dtype))
     contrary = type(teacher)(-teacher.hidden_NH, teacher.head)
-    objective, rows = recipe(term(case, "indirect")).loss[0].objective, counted(case).tolist()
-    ours_C, reversed_C = (each(objective, table_of(case), Models(student, t))[0] for t in (teacher, contrary))
-    for expected in case["expected"]["ranking"]:
-        row = rows.index(expected["position"])
-        assert_close(ours_C[row], expected["loss"], TOLERANCE[dtype])
-        assert_close(reversed_C[row], expected["loss_if_reversed"], TOLERANCE[dtype])
+    objective = recipe(term(case, "indirect")).loss[0].objective
+    for mind, field in ((teacher, "loss"), (contrary, "loss_if_reversed")):
+        value_n, _ = each(objective, token_table([len(rows_n)], {}), Models(student, mind))
+        assert_close(value_n, [expected[field] for expected in case["expected"]["ranking"]], TOLERANCE[dtype])
 
 
 @both_precisions

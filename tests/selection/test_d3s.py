@@ -192,7 +192,10 @@ def test_all_rollouts_and_all_tokens_are_the_baseline_bit_for_bit(across):
         rollout_selection=everything,
     )
     ours, baseline = GivenLogits(*logits), GivenLogits(*logits)
-    losses = [ours.step(d3s, whole).metrics["loss"], baseline.step(recipe({"objective": REVERSE_KL}), whole).metrics["loss"]]
+    losses = [
+        ours.step(d3s, whole).metrics["loss"],
+        baseline.step(recipe({"objective": REVERSE_KL}), whole).metrics["loss"],
+    ]
     assert losses[0] == losses[1]
     assert torch.equal(ours.grad_TV, baseline.grad_TV) and ours.grad_TV.any()
 

@@ -1,0 +1,134 @@
+"""The main job's own decisions: when it warns, when it gives up, and what a step is told. No DeepSpeed here."""
+
+import json
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from opd import train as main_job
+from opd.batch import Rollout
+from opd.config import Recipe
+from opd.distributed import Ranks, Update
+from opd.doctor import Checked, StopTokens
+from opd.errors import TrainingError
+from opd.prompts import PromptSet
+from opd.rollout.files import read_rollouts
+from opd.rollout.source import Source
+from opd.run import RunFolder
+from opd.train import Parts, layer_share, one_step, train
+from recipes.quickstart.make_models import character_tokenizer
+from tests import cases, reference
+
+
+class MainTrainer(cases.PlainTrainer):
+    """The plain trainer, with all that the main job asks of one; its steps of these numbers are not finite."""
+
+    zero_stage = 0
+
+    def __init__(self, recipe: Recipe, lost: set[int]) -> None:
+        super().__init__(cases.student(recipe))
+        self.accelerator = SimpleNamespace(log=lambda metrics, step: None, trackers=[])
+        self.ranks, self.lost, self.steps = Ranks(), lost, 0
+
+    def update(self, lr: float) -> Update:
+        self.steps += 1
+        skipped = self.steps in self.lost
+        return Update(skipped, grad_norm=float("nan") if skipped else 1.0)
+
+    def save(self, folder: Path) -> None:
+        torch.save(self.steps, folder / "steps.pt")
+
+    def load(self, folder: Path) -> None:
+        self.steps = torch.load(folder / "steps.pt")
+
+
+def parts_of(recipe: Recipe, folder: Path, source: Source, *, lost: set[int] = frozenset()) -> Parts:
+    tokenizer, stop = character_tokenizer(), StopTokens([2], [5], recipe.stop_class)
+    checked = Checked(recipe, tokenizer, tokenizer, PromptSet([], 0, 0), stop, None, None)
+    run_folder = RunFolder(folder)
+    if not folder.exists():
+        run_folder.create(recipe)
+    return Parts(checked, run_folder, cases.run(recipe, trainer=MainTrainer(recipe, set(lost))), None, source, {})
+
+
+def drifted(gap: float) -> list[Rollout]:
+    """Rollouts whose sampler was so many nats from the trainer at every token."""
+    model = cases.model(1, hidden=16)
+    own = [reference.sampled(reference.log_probs(model, r), r).tolist() for r in cases.rollouts()]
+    return [replace(r, logprobs=[x - gap for x in xs]) for r, xs in zip(cases.rollouts(), own, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("first", "later", "warns"), [(0.01, 0.09, False), (0.01, 0.11, True), (0.2, 0.58, False), (0.2, 0.62, True)]
+)
+def test_a_gap_thrice_the_first_and_above_a_tenth_of_a_nat_warns(first: float, later: float, warns: bool, tmp_path):
+    gaps = [first, later]
+    parts = parts_of(cases.recipe(), tmp_path / "run", lambda _, step: drifted(gaps[step]))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        measured = [one_step(parts, index).metrics["gap"] for index in (0, 1)]
+    assert measured == pytest.approx(gaps, rel=1e-5)
+    assert [str(w.message).startswith("step 2: the engine's log-probs are") for w in said] == [True] * warns
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_losing_steps_in_a_row_ends_the_run_and_a_resumed_run_goes_on_counting(interrupted, tmp_path, monkeypatch):
+    """Steps 2, 4, 5 and 6 of 9 are lost: step 3 starts the count again; a break after step 5 does not."""
+    recipe = cases.recipe(steps=9, stop_after_skips=3, checkpoints={"every": 1, "keep": 1})
+    breaks = iter([interrupted, False])
+
+    def source(settings, step: int) -> list[Rollout]:
+        if step == 5 and next(breaks):
+            raise KeyboardInterrupt
+        return cases.rollouts(step)
+
+    def build(checked, folder, *, resume: bool) -> Parts:
+        return parts_of(recipe, folder.path, source, lost={2, 4, 5, 6})
+
+    monkeypatch.setattr(main_job, "build", build)
+    folder = RunFolder(tmp_path / "run")
+    checked = parts_of(recipe, folder.path, source).checked
+    if interrupted:
+        with pytest.raises(KeyboardInterrupt):
+            train(checked, folder, resume=False)
+        assert folder.skips() == 2
+    with pytest.raises(TrainingError, match="3 steps in a row were not finite, the last is step 6"):
+        train(checked, folder, resume=interrupted)
+    assert [line["skipped"] for line in folder.metrics()] == [0, 1, 0, 1, 1, 1]
+    assert [line["grad_norm"] for line in folder.metrics()] == [1, None, 1, None, None, None]
+    assert read_rollouts(folder.path / "nonfinite.jsonl") == cases.rollouts(5)
+    assert not (folder.path / "summary.json").exists()
+
+
+def test_a_step_takes_its_ramps_values_and_logs_them(tmp_path: Path):
+    seen = []
+
+    def source(settings, step: int) -> list[Rollout]:
+        seen.append(settings.temperature)
+        return cases.rollouts()
+
+    keep = {"start": 0.2, "end": 0.6}
+    recipe = cases.recipe(
+        loss=[{"select": {"type": "random", "keep": keep}, "objective": {"type": "reverse_kl"}}],
+        rollout={"type": "transformers", "max_new_tokens": 20, "temperature": {"start": 1.0, "end": 0.5}},
+        optimizer={"lr": 1e-3, "schedule": "linear"},
+        steps=3,
+    )
+    parts = parts_of(recipe, tmp_path / "run", source)
+    for index in range(3):
+        one_step(parts, index)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["schedule/loss.0.select.keep"] for line in lines] == pytest.approx([0.2, 0.4, 0.6])
+    assert [line["schedule/rollout.temperature"] for line in lines] == pytest.approx([1.0, 0.75, 0.5]) == seen
+    assert [line["lr"] for line in lines] == pytest.approx([1e-3, 2e-3 / 3, 1e-3 / 3])
+    counts = [[max(1, int(k * r.length)) if r.length else 0 for r in cases.rollouts()] for k in (0.2, 0.4, 0.6)]
+    assert [line["term0/tokens"] for line in lines] == [sum(c) for c in counts]
+
+
+def test_only_an_objective_that_reads_a_middle_layer_asks_for_one():
+    assert layer_share(cases.recipe("all")) is None
+    assert layer_share(cases.recipe(loss=[{"objective": {"type": "uskd", "layer": 0.3}}])) == 0.3
