@@ -43,5 +43,5 @@ def trained_states(
     if not wants_layers:
         return last_CH, None
     layers = len(out.hidden_states) - 1
-    middle = out.hidden_states[max(1, round(layer_share * layers))]
+    middle = out.hidden_states[min(max(1, round(layer_share * layers)), layers - 1)]
     return last_CH, backbone.norm(middle.flatten(0, 1)[batch.source_C])

@@ -88,7 +88,7 @@ LOSSES = {
 
 PAIRS = {"prompts": {"path": "none.jsonl", "max_tokens": 12, "answer": "answer"}}
 PAIRS |= {"rollout": {"max_new_tokens": 20, "type": "transformers", "samples_per_prompt": 2}}
-WIDEST = {"rollout_selection": {"type": "max_variance", "keep_rollouts": 6, "across": "groups"}}
+WIDEST = {"rollout_selection": {"type": "max_variance", "keep_rollouts": 6, "per": "step"}}
 BESIDE = {
     "stop_class": {"stop_class": True},
     "sampled": {"stop_class": True},

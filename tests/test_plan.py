@@ -36,7 +36,7 @@ def dense(select: dict, **more) -> dict:
 
 LATE = {
     "advantage": "log_ratio",
-    "rollout_selection": {"type": "max_variance", "keep_rollouts": 2, "across": "groups"},
+    "rollout_selection": {"type": "max_variance", "keep_rollouts": 2, "per": "step"},
 }
 
 

@@ -102,7 +102,9 @@ class RowsPay:
         with torch.enable_grad():
             logits_nV = tile.logits_nV.detach().requires_grad_()
             weak_nV = tile.weak_logits_nV.detach().requires_grad_()
-            value_n = self.objective.rows(logits_nV, weak_nV, tile.raw_token_id_n, self.constant_N[tile.rows_n])
+            over = tile.settings.temperature
+            constant_n = self.constant_N[tile.rows_n]
+            value_n = self.objective.rows(logits_nV / over, weak_nV / over, tile.raw_token_id_n, constant_n)
             value = (value_n * self.weight_N[tile.rows_n].to(value_n)).sum()
             grads = torch.autograd.grad(value, (logits_nV, weak_nV))
         return value.detach(), *grads
@@ -194,6 +196,8 @@ def _tile(
         if term_weak_nV is not None:
             grad_weak_nV = term_weak_nV if grad_weak_nV is None else grad_weak_nV + term_weak_nV
         del term_grad_nV, term_weak_nV  # or they would live through the next term
+    if grad_weak_nV is not None and not len(weak_NH):  # the last layer stands in for the middle one
+        grad_nV, grad_weak_nV = grad_nV + grad_weak_nV, None
     grads = [student.head.product_gradient(tile.logits_nV, grad_nV)]
     if grad_weak_nV is not None:
         grads.append(student.head.product_gradient(tile.weak_logits_nV, grad_weak_nV))

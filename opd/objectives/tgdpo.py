@@ -16,7 +16,8 @@ class TGDPO(ChosenObjective):
 
     f_w = 1 + αr̂, f_l = 1 − αr̂, r̂ = β log π_T/π_ref without gradient; π_ref is the student at start. A pair is a
     prompt's best and worst rollout by reward; a tie makes none. arXiv 2506.14574, Eq. 13; α = 0 is DPO. f may go
-    negative and then pushes the wrong way: `clamp` cuts it at 0.
+    negative and then pushes the wrong way: `clamp` cuts it at 0. A token counts where its weight is above 0; a gate's
+    size changes nothing here.
     """
 
     type: Literal["tgdpo"] = "tgdpo"
@@ -29,7 +30,8 @@ class TGDPO(ChosenObjective):
     """f = max(f, 0); the paper does not."""
 
     def loss(self, log_p_CK: Float[Tensor, "C 1"], table: TokenTable, weight_C: Float[Tensor, " C"]) -> Tensor:
-        found = pairs(table)
+        kept_C = ~(weight_C <= 0)
+        found = pairs(table.rows(kept_C.nonzero().squeeze(-1)))
         if not found:
             return log_p_CK.sum() * 0
         rollout_C = table.rollout_C
@@ -37,7 +39,7 @@ class TGDPO(ChosenObjective):
         part_B = log_p_CK.new_zeros(len(table.length_B))
         sign_C = torch.isin(rollout_C, best).to(log_p_CK) - torch.isin(rollout_C, worst).to(log_p_CK)
         term_C = self.beta * self.trust(table, sign_C) * (log_p_CK.squeeze(-1) - table["reference_logprob"])
-        part_B = part_B.index_add(0, rollout_C, term_C * (weight_C > 0) * sign_C.abs())
+        part_B = part_B.index_add(0, rollout_C, torch.where(kept_C, (term_C + 0 * weight_C) * sign_C.abs(), 0))
         return -torch.nn.functional.logsigmoid(part_B[best] - part_B[worst]).mean()
 
     def trust(self, table: TokenTable, sign_C: Float[Tensor, " C"]) -> Float[Tensor, " C"]:

@@ -17,6 +17,7 @@ class USKD(RowsObjective):
     t: the sampled token. P_t = S_t² + 1 − mean(S_t²) over the step. R: Zipf labels 1/rank of W_i/(1−W_t) + S_i/(1−S_t),
     the rank over all classes, normalised over the non-targets. W: the middle layer's distribution through the
     student's own norm and head, L = 0.9 at t + 0.1/V. arXiv 2303.13005, Eqs. 10 to 15; its code ranks with log S.
+    It sees raw classes: a stop class changes nothing here.
     """
 
     type: Literal["uskd"] = "uskd"
@@ -51,6 +52,9 @@ class USKD(RowsObjective):
         log_s_nV, log_w_nV = logits_nV.log_softmax(-1), weak_logits_nV.log_softmax(-1)
         label_nV = soft_labels(log_s_nV.detach(), log_w_nV.detach(), target_n1)
         log_n_nV = log_s_nV.scatter(-1, target_n1, -torch.inf).log_softmax(-1).scatter(-1, target_n1, 0.0)
+        never_nV = logits_nV == -torch.inf  # an outcome that can't happen counts nothing
+        label_nV, log_n_nV = label_nV.masked_fill(never_nV, 0), log_n_nV.masked_fill(never_nV, 0)
+        log_w_nV = log_w_nV.masked_fill(never_nV, 0)
         target_n = -constant_n.to(logits_nV) * log_s_nV.gather(-1, target_n1).squeeze(-1)
         weak_n = -0.9 * log_w_nV.gather(-1, target_n1).squeeze(-1) - 0.1 * log_w_nV.mean(-1)
         return self.alpha * target_n - self.beta * (label_nV * log_n_nV).sum(-1) + self.mu * weak_n

@@ -49,8 +49,8 @@ def test_the_subset_of_largest_variance(case, dtype):
     groups = given["advantages"] if case["kind"] == "subset_across" else [given["advantages"]]
     advantage_B, group_B = flat(groups, dtype)
     table = token_table([0] * len(group_B), {}, advantage_B=advantage_B, group_B=group_B)
-    across = "groups" if case["kind"] == "subset_across" else "within"
-    chosen = ROLLOUT_SELECTORS["max_variance"](keep_rollouts=given["n"], across=across).choose(table, no_draw)
+    per = "step" if case["kind"] == "subset_across" else "prompt"
+    chosen = ROLLOUT_SELECTORS["max_variance"](keep_rollouts=given["n"], per=per).choose(table, no_draw)
     assert chosen.tolist() == expected["indices"]
     assert_close(advantage_B[chosen].var(correction=0), expected["variance"])
     places = [[g, i] for g, group in enumerate(groups) for i in range(len(group))]
@@ -144,7 +144,7 @@ def d3s_recipe(given, **more):
     return recipe(
         {"select": {"type": "d3s", "keep": given["fraction"]}, "objective": REVERSE_KL},
         advantage="reward",
-        rollout_selection={"type": "max_variance", "keep_rollouts": given["n"], "across": "groups"},
+        rollout_selection={"type": "max_variance", "keep_rollouts": given["n"], "per": "step"},
         **more,
     )
 
@@ -180,12 +180,12 @@ def test_the_parts_of_a_whole_step(case, dtype):
     assert_close(spread(torch.where(kept_C, score_C, 0), case), expected["score"])
 
 
-@pytest.mark.parametrize("across", ["groups", "within"])
-def test_all_rollouts_and_all_tokens_are_the_baseline_bit_for_bit(across):
+@pytest.mark.parametrize("per", ["step", "prompt"])
+def test_all_rollouts_and_all_tokens_are_the_baseline_bit_for_bit(per):
     generator = torch.Generator().manual_seed(0)
     logits = [3 * torch.randn(40, 9, generator=generator) for _ in range(2)]
     whole = rollouts_of([9, 1, 0, 12, 7, 11], groups=[0, 0, 0, 1, 1, 1], rewards=[1, 0, 0, 0, 1, 0])
-    everything = {"type": "max_variance", "keep_rollouts": 6, "across": across}
+    everything = {"type": "max_variance", "keep_rollouts": 6, "per": per}
     d3s = recipe(
         {"select": {"type": "d3s", "keep": 1.0}, "objective": REVERSE_KL},
         advantage="reward",

@@ -36,7 +36,7 @@ def draw() -> torch.Generator:
 
 
 def variants():
-    counts = [{"keep_rollouts": n, "across": across} for n in (1, 3) for across in ("within", "groups")]
+    counts = [{"keep_rollouts": n, "per": per} for n in (1, 3) for per in ("prompt", "step")]
     return [
         cls(**fields) for name, cls in ROLLOUT_SELECTORS.items() for fields in (counts if name in COUNTING else [{}])
     ]
@@ -77,7 +77,7 @@ def test_a_step_of_no_rollouts_is_chosen_whole(selector):
 @every_counting
 def test_each_group_or_the_step_keeps_its_count(selector):
     chosen = selector.choose(step_table(), draw)
-    if selector.across == "groups":
+    if selector.per == "step":
         assert len(chosen) == selector.keep_rollouts
     else:
         found = torch.bincount(torch.tensor(GROUPS)[chosen], minlength=3).tolist()
@@ -85,10 +85,10 @@ def test_each_group_or_the_step_keeps_its_count(selector):
 
 
 @pytest.mark.parametrize("name", COUNTING)
-@pytest.mark.parametrize("across", ["within", "groups"])
+@pytest.mark.parametrize("per", ["prompt", "step"])
 @pytest.mark.parametrize("count", [8, 100])
-def test_as_many_as_there_are_is_every_rollout(name, across, count):
-    chosen = ROLLOUT_SELECTORS[name](keep_rollouts=count, across=across).choose(step_table(), draw)
+def test_as_many_as_there_are_is_every_rollout(name, per, count):
+    chosen = ROLLOUT_SELECTORS[name](keep_rollouts=count, per=per).choose(step_table(), draw)
     assert chosen.tolist() == list(range(8))
 
 
@@ -105,7 +105,7 @@ def test_a_moving_count_is_rounded_half_up_to_what_ranks_can_share(value, multip
 
 
 def test_random_rollouts_are_uniform_and_follow_their_generator():
-    selector, draws = ROLLOUT_SELECTORS["random"](keep_rollouts=2, across="groups"), 1500
+    selector, draws = ROLLOUT_SELECTORS["random"](keep_rollouts=2, per="step"), 1500
     found_B = torch.zeros(8)
     for seed in range(draws):
         found_B[selector.choose(step_table(), lambda seed=seed: torch.Generator().manual_seed(seed))] += 1

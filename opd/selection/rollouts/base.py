@@ -34,12 +34,12 @@ class RolloutSelector(Record):
 
 
 class CountingSelector(RolloutSelector):
-    """Keeps a fixed number of rollouts: of each prompt's (within), or of all the step's together (across)."""
+    """Keeps a fixed number of rollouts: of each prompt's or of all the step's together."""
 
     keep_rollouts: scheduled(PositiveInt)
     """N of D³S: how many stay, of each group or of the whole step; or a ramp {start, end, shape}."""
-    across: Literal["groups", "within"] = "within"
-    """within: N of each prompt's rollouts. groups: N of the whole step's, whichever prompts they come from."""
+    per: Literal["prompt", "step"] = "prompt"
+    """prompt: N of each prompt's rollouts. step: N of all the step's, whichever prompts they come from (D³S's Cross)."""
     multiple: PositiveInt = 1
     """N is rounded, half up, to a multiple of this (and to no fewer), so that ranks can share."""
 
@@ -69,6 +69,6 @@ class CountingSelector(RolloutSelector):
     def groups(self, table: TokenTable) -> list[Int[Tensor, " g"]]:
         """The rollouts that compete with one another, in order."""
         everyone = torch.arange(len(table.group_B))
-        if self.across == "groups":
+        if self.per == "step":
             return [everyone] if len(everyone) else []
         return [everyone[table.group_B == group] for group in table.group_B.unique()]
