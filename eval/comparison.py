@@ -29,7 +29,7 @@ from scipy import optimize, stats
 
 from eval.statistics import mean_and_stderr
 from opd.config import Recipe
-from opd.errors import OpdError, RunError, TrainingError
+from opd.errors import OpdError, RecipeError, RunError, TrainingError
 from opd.recipe_text import load_recipe
 from opd.run import differences, read_lines, write_atomic
 
@@ -105,6 +105,14 @@ class Job:
                 f"{self.folder} was made by another recipe ({'; '.join(changed)}); remove it or change --runs"
             )
         return True
+
+
+def arms_named(names: str | None) -> list[Arm]:
+    """The arms of a comma-separated list, in the order of ARMS; all of them for None."""
+    wanted = names.split(",") if names else [arm.name for arm in ARMS]
+    if unknown := set(wanted) - {arm.name for arm in ARMS}:
+        raise RecipeError(f"there is no arm {', '.join(sorted(unknown))}; choose of {', '.join(a.name for a in ARMS)}")
+    return [arm for arm in ARMS if arm.name in wanted]
 
 
 def jobs_of(arms: list[Arm], recipe: Path, overrides: list[str], *, seeds: int, runs: Path) -> list[Job]:
@@ -401,13 +409,13 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="KEY.PATH=VALUE", help="for every run, as in `opd train`")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--arms", nargs="+", choices=[arm.name for arm in ARMS], help="default: all of them")
+    parser.add_argument("--arms", metavar="A,B", help=f"default: {','.join(arm.name for arm in ARMS)}")
     parser.add_argument("--runs", type=Path, help="default: runs/<recipe's name>")
     parser.add_argument("--to", type=Path, help="where the results go; default: beside the recipe")
-    asked = parser.parse_args()
+    asked = parser.parse_intermixed_args()
     runs = asked.runs or Path("runs") / asked.recipe.stem
-    arms = [arm for arm in ARMS if not asked.arms or arm.name in asked.arms]
     try:
+        arms = arms_named(asked.arms)
         jobs = jobs_of(arms, asked.recipe, asked.overrides, seeds=asked.seeds, runs=runs)
         if (asked.recipe.parent / "make_models.py").is_file():
             module = ".".join((*asked.recipe.parent.resolve().relative_to(ROOT).parts, "make_models"))

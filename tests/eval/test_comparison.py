@@ -11,6 +11,7 @@ import scipy.stats
 from eval.comparison import (
     ARMS,
     Arm,
+    arms_named,
     by_command,
     caption,
     detectable,
@@ -24,7 +25,7 @@ from eval.comparison import (
     table,
     teacher_score,
 )
-from opd.errors import RunError, TrainingError
+from opd.errors import RecipeError, RunError, TrainingError
 from opd.recipe_text import load_recipe
 from opd.selection import SELECTORS
 
@@ -83,6 +84,13 @@ def test_every_selector_has_an_arm_and_every_arm_is_a_recipe():
             assert recipe.loss[0].select.keep == int(arm.share) / 100
     assert {arm.select["type"] for arm in ARMS} == set(SELECTORS)
     assert len({arm.name for arm in ARMS}) == len(ARMS)
+
+
+def test_arms_are_chosen_by_name():
+    assert arms_named(None) == list(ARMS)
+    assert [arm.name for arm in arms_named("soft_or-20,full")] == ["full", "soft_or-20"]
+    with pytest.raises(RecipeError, match="no arm hard_or-20; choose of full, random-20"):
+        arms_named("full,hard_or-20")
 
 
 def test_the_comparison_is_of_61_runs():

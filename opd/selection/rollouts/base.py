@@ -39,7 +39,7 @@ class CountingSelector(RolloutSelector):
     keep_rollouts: scheduled(PositiveInt)
     """N of D³S: how many stay, of each group or of the whole step; or a ramp {start, end, shape}."""
     per: Literal["prompt", "step"] = "prompt"
-    """prompt: N of each prompt's rollouts. step: N of all the step's, whichever prompts they come from (D³S's Cross)."""
+    """prompt: N of each prompt's rollouts. step: N of the whole step's, whichever prompts they answer (D³S's Cross)."""
     multiple: PositiveInt = 1
     """N is rounded, half up, to a multiple of this (and to no fewer), so that ranks can share."""
 
