@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import sys
 import time
 import warnings
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 import typer
 
@@ -131,10 +133,24 @@ def main() -> None:
 def _hush() -> None:
     """Libraries' notices for developers, and their progress bars where nobody watches; a user's own setting wins."""
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    if not _hub_has_an_address():
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     if not sys.warnoptions:
         warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+def _hub_has_an_address() -> bool:
+    """Whether the hub's name resolves, or a proxy would do that: else each file would be asked for during a minute."""
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return True
+    try:
+        socket.getaddrinfo(urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname, 443)
+    except OSError:
+        return False
+    return True
 
 
 def _refuse(message: str, exit_code: int) -> None:

@@ -41,23 +41,31 @@ MakeEvaluation = Callable[[EvaluateSettings, PreTrainedTokenizerBase, PromptSett
 """settings, the model's tokenizer, and the recipe's prompts, whose system message and template settings it shares."""
 
 
+ANOTHER_PROTOCOL = ("<|eom_id|>",)
+"""Declared end tokens that mean something else than the end of an answer (Llama's: a tool is to be called)."""
+
+
 @dataclass(frozen=True)
 class StopTokens:
-    """The ids that student and teacher declare to end a turn; one outcome together where `merged`."""
+    """The ids that student and teacher declare to end a turn; one outcome together where `merged`.
+
+    apart: ids that are never merged, because they mean something else.
+    """
 
     student: list[int]
     teacher: list[int]
     merged: bool
+    apart: tuple[int, ...] = ()
 
     @property
     def every(self) -> tuple[int, ...]:
-        """Both models' ids, ascending."""
-        return tuple(sorted({*self.student, *self.teacher}))
+        """Both models' ids that mean the end of an answer, ascending."""
+        return tuple(sorted({*self.student, *self.teacher} - {*self.apart}))
 
     @property
     def ends_rollouts(self) -> list[int]:
         """What a rollout stops at: with a stop class any of its tokens, else the student's own."""
-        return list(self.every) if self.merged else self.student
+        return sorted({*self.student, *self.every}) if self.merged else self.student
 
     def words(self, tokenizer: PreTrainedTokenizerBase) -> str:
         """One line: what both models declare, and what becomes of it."""
@@ -68,6 +76,8 @@ class StopTokens:
         if self.student == self.teacher and len(self.every) == 1:
             return f"student and teacher end a turn with {named(self.student)}"
         fate = "one outcome in every statistic and objective" if self.merged else "kept apart (stop_class: false)"
+        if self.merged and self.apart:
+            fate += f", but for {named(list(self.apart))}, which means something else"
         return f"the student ends a turn with {named(self.student)}, the teacher with {named(self.teacher)}: {fate}"
 
 
@@ -117,6 +127,7 @@ def check(recipe: Recipe, make_evaluation: MakeEvaluation) -> Checked:
         stop_tokens(tokenizer, student.model, student.revision),
         stop_tokens(teacher_tokenizer, teacher.model, teacher.revision),
         merged=recipe.stop_class,
+        apart=tuple(i for token in ANOTHER_PROTOCOL if (i := tokenizer.get_vocab().get(token)) is not None),
     )
     return Checked(recipe, tokenizer, teacher_tokenizer, prompts, stop, *evaluations)
 

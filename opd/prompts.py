@@ -45,9 +45,15 @@ def _epoch_order(total: int, epoch: int, seed: int) -> list[int]:
 def load_prompts(settings: PromptSettings, tokenizer: PreTrainedTokenizerBase) -> PromptSet:
     """Tokenised prompts; over-long and duplicate ones dropped and counted. Raises DataError in one line."""
     prompts, seen, too_long, duplicates = [], set(), 0, 0
+    asked: set[str] = set()
     for number, row in enumerate(load_rows(settings), start=1):
+        question = _cell(row, settings.question, number, settings)
+        if repr(question) in asked:
+            duplicates += 1  # before it is rendered: some data sets hold each prompt a hundred times
+            continue
+        asked.add(repr(question))
         ids = render(
-            _cell(row, settings.question, number, settings),
+            question,
             tokenizer,
             instruction=settings.instruction,
             system=settings.system,

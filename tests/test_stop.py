@@ -123,3 +123,9 @@ def test_the_report_says_so_when_no_rollout_ended():
     cut_off = [replace(r, finish="length") for r in cases.rollouts()]
     lines, differs = stop_report(untrained(stop), stop, cut_off, character_tokenizer())
     assert "could not be measured" in lines[1] and not differs
+
+
+def test_a_token_of_another_protocol_is_never_merged_but_still_ends_a_rollout():
+    stop = StopTokens(student=[7, 9], teacher=[8, 9], merged=True, apart=(7,))
+    assert stop.every == (8, 9) and stop.ends_rollouts == [7, 8, 9]
+    assert StopTokens(student=[7, 9], teacher=[8, 9], merged=False).ends_rollouts == [7, 9]
