@@ -63,6 +63,21 @@ class Rollout:
                 "these must be as many"
             )
 
+    def within(self, vocabulary: int | None) -> Rollout:
+        """Itself, or cut off (`error`) before the first trained token that only one of two padded heads knows."""
+        unknown = [i for i in self.positions if vocabulary is not None and self.token_ids[i] >= vocabulary]
+        if not unknown:
+            return self
+        end, kept = unknown[0], sum(self.trained[: unknown[0]])
+        return replace(
+            self,
+            token_ids=self.token_ids[:end],
+            trained=self.trained[:end],
+            logprobs=self.logprobs[:kept],
+            versions=self.versions[:kept],
+            finish="error",
+        )
+
     @property
     def length(self) -> int:
         """L, the number of trained tokens."""

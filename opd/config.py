@@ -232,6 +232,8 @@ class Recipe(Record):
             raise ValueError(f"{readers[0]!r} needs an advantage; set advantage: reward, or advantage: log_ratio")
         if self.advantage is not None and not readers:
             raise ValueError(f"'advantage: {self.advantage}' has no effect: nothing here reads it; remove it")
+        if self.advantage == "log_ratio" and any(part.type == "task_reward" for part in self.parts):
+            raise ValueError("'task_reward' needs advantage: reward, and this recipe says advantage: log_ratio")
         if self.advantage is not None and self.rollout.samples_per_prompt == 1:
             raise ValueError("an advantage compares rollouts of one prompt; raise rollout.samples_per_prompt above 1")
         rewarded = "advantage: reward" if self.advantage == "reward" else None
@@ -244,6 +246,11 @@ class Recipe(Record):
     def _sampled_tokens_at_one_temperature(self) -> Recipe:
         for term in self.loss:
             sampled = isinstance(term.objective, ChosenObjective) and term.objective.is_policy_gradient
+            if sampled and self.rollout.type == "recorded" and not getattr(term.objective, "clip", None):
+                raise ValueError(
+                    f"objective {term.objective.type!r} follows the student's own samples, and recorded rollouts are "
+                    "another policy's; take a dense objective, or one with 'clip'"
+                )
             if sampled and self.loss_temperature != self.rollout.temperature:
                 raise ValueError(
                     f"objective {term.objective.type!r} follows sampled tokens: loss_temperature "

@@ -41,8 +41,8 @@ MakeEvaluation = Callable[[EvaluateSettings, PreTrainedTokenizerBase, PromptSett
 """settings, the model's tokenizer, and the recipe's prompts, whose system message and template settings it shares."""
 
 
-ANOTHER_PROTOCOL = ("<|eom_id|>",)
-"""Declared end tokens that mean something else than the end of an answer (Llama's: a tool is to be called)."""
+ANOTHER_PROTOCOL = ("<|eom_id|>", "<|call|>", "<|observation|>")
+"""Declared end tokens that mean something else than the end of an answer (a tool is to be called)."""
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ METRICS: dict[str, tuple[str, str]] = {
     "lr": ("", "learning rate of the step"),
     "grad_norm": ("", "global norm of the gradient before clipping; null in a skipped step"),
     "skipped": ("0 or 1", "the step was not finite on some rank and changed nothing on any"),
-    "reward": ("share", "mean reward of the graded rollouts; null where the recipe names no answers"),
+    "reward": ("share", "mean reward of all graded rollouts, chosen or not; null where the recipe names no answers"),
     "tokens": ("tokens", "trained tokens of the step, C"),
     "length": ("tokens", "mean trained tokens of a rollout"),
     "truncated": ("share", "rollouts cut off at rollout.max_new_tokens"),
@@ -35,7 +35,7 @@ METRICS: dict[str, tuple[str, str]] = {
     "student_stop_mass": ("probability", "of ending the turn, by the student, mean over all trained tokens"),
     "teacher_stop_mass": ("probability", "the same by the teacher"),
     "advantage": ("", "|A|, mean over rollouts; where the recipe names an advantage"),
-    "rollouts_kept": ("share", "rollouts that rollout_selection kept before the teacher was asked"),
+    "rollouts_kept": ("share", "rollouts of which some token trains"),
     "schedule/*": ("", "the value of a scheduled key at this step"),
     "term*/kept": ("share", "tokens that the term retains"),
     "term*/tokens": ("tokens", "tokens that the term retains"),
@@ -52,6 +52,7 @@ METRICS: dict[str, tuple[str, str]] = {
     "Q2": ("share", "ĥ above its cut only: unsure, and the teacher agrees"),
     "Q3": ("share", "δ̂ above its cut only: sure, and the teacher disagrees"),
     "Q4": ("share", "neither"),
+    "Q1_at_medians": ("share", "Q1 with both cuts at their medians, where Q1 + Q2 = Q1 + Q3 = ½: one free number"),
     "policy_version": ("steps", "steps that the weights which sampled the rollouts had seen, mean over tokens"),
     "step": ("steps", "optimizer steps so far, this one included"),
     "time/*": (
@@ -74,18 +75,10 @@ REPORTED = (
 """Statistics whose mean over all trained tokens is a metric."""
 
 
-def step_metrics(
-    table: TokenTable,
-    weights: list[Tensor],
-    rollouts: list[Rollout],
-    *,
-    stop: tuple[int, ...],
-    cuts: tuple[float, float],
-) -> Metrics:
-    """The metrics that follow from the step's table, its terms' weights and its rollouts; the same on every rank."""
+def rollout_metrics(table: TokenTable, rollouts: list[Rollout], *, stop: tuple[int, ...]) -> Metrics:
+    """What is known of all the step's rollouts, those too that no term trains on; the same on every rank."""
     metrics = {
         "reward": _mean(table.reward_B[~table.reward_B.isnan()]),
-        "tokens": float(len(table)),
         "length": _mean(table.length_B),
         "truncated": _mean(torch.tensor([r.finish == "length" for r in rollouts])),
         "failed": _mean(torch.tensor([r.finish == "error" for r in rollouts])),
@@ -94,24 +87,45 @@ def step_metrics(
     }
     if not table.advantage_B.isnan().all():
         metrics["advantage"] = _mean(table.advantage_B.abs())
+    return metrics
+
+
+def token_metrics(table: TokenTable, weights: list[Tensor], *, cuts: tuple[float, float]) -> Metrics:
+    """What follows from the table that trained and its terms' weights; the same on every rank."""
+    metrics: Metrics = {"tokens": float(len(table))}
     for i, weight_C in enumerate(weights):
         kept_C = weight_C > 0
-        metrics[f"term{i}/kept"] = _mean(kept_C)
-        metrics |= {f"term{i}/tokens": float(kept_C.sum()), f"term{i}/weight": _mean(weight_C[kept_C])}
+        metrics |= {
+            f"term{i}/kept": _mean(kept_C),
+            f"term{i}/tokens": float(kept_C.sum()),
+            f"term{i}/weight": _mean(weight_C[kept_C]),
+        }
         if "reverse_kl" in table.statistics:
             total = table["reverse_kl"].sum()
-            metrics[f"term{i}/divergence_kept"] = float(table["reverse_kl"][kept_C].sum() / total) if total > 0 else 0.0
+            metrics[f"term{i}/divergence_kept"] = (
+                0.0 if total == 0 else float(table["reverse_kl"][kept_C].sum() / total)
+            )
     for name in REPORTED:
         if name in table.statistics:
             metrics[name] = _mean(table[name])
-    if {"student_logprob", "teacher_logprob", "trainer_logprob"} <= table.statistics.keys():
+    if {"student_logprob", "teacher_logprob"} <= table.statistics.keys():
         metrics["sampled_reverse_kl"] = _mean(table["student_logprob"] - table["teacher_logprob"])
+    if "trainer_logprob" in table.statistics:
         gap_C = (table["trainer_logprob"] - table.sampler_logprob_C).abs().double()
         metrics |= {"gap": _mean(gap_C), "gap_p99": _quantile(gap_C, 0.99)}
     if {"student_entropy", "reverse_kl"} <= table.statistics.keys():
         h_C, d_C = scaled_entropy(table["student_entropy"]), min_max(table["reverse_kl"])
         metrics |= quadrants(h_C, d_C, cuts=cuts)
+        if len(table):
+            at_medians = quadrants(h_C, d_C, cuts=(float(h_C.quantile(0.5)), float(d_C.quantile(0.5))))
+            metrics["Q1_at_medians"] = at_medians["Q1"]
     return metrics
+
+
+def training_share(table: TokenTable, weights: list[Tensor], *, of: int) -> float:
+    """Share of so many rollouts of which some token trains."""
+    paying_C = torch.stack([~(weight_C <= 0) for weight_C in weights]).any(0)
+    return len(table.rollout_C[paying_C].unique()) / max(1, of)
 
 
 def repetitive(texts: list[str]) -> float:

@@ -65,6 +65,8 @@ def plan(recipe: Recipe, table: TokenTable, index: int) -> list[TermPlan]:
     rows_c = torch.isin(table.rollout_C, chosen_rollouts(recipe, table, index)).nonzero().squeeze(-1)
     kept = table.rows(rows_c)
     plans = [_of_term(recipe, kept, index, number) for number in range(len(recipe.loss))]
+    if table.advantage_B[table.rollout_C].isnan().any():  # no choice can be trusted: the step must be skipped
+        plans = [replace(p, weight_C=torch.full_like(p.weight_C, torch.nan)) for p in plans]
     return [_spread(p, rows_c, len(table)) for p in plans]
 
 

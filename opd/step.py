@@ -20,7 +20,7 @@ from opd.config import Recipe
 from opd.distributed import Ranks, Trainer
 from opd.head.statistics import MEASURED, STATISTICS, row_statistics
 from opd.head.tile import HeadSettings
-from opd.metrics import Clock, Metrics, step_metrics
+from opd.metrics import Clock, Metrics, rollout_metrics, token_metrics, training_share
 from opd.objectives.base import ChosenObjective
 from opd.packing import Layout, lay_out, pack
 from opd.plan import (
@@ -47,7 +47,8 @@ REFERENCE = "reference_logprob"
 class Run:
     """What a step works with; `train.py` builds it once. A bare student does where nothing is trained.
 
-    stop: ids that end a turn, of student and teacher. reference: the student at start, where an objective needs it.
+    stop: ids that end a turn, of student and teacher. vocabulary: tokens that both heads know. reference: the student
+    at start, where an objective needs it.
     """
 
     recipe: Recipe
@@ -58,6 +59,7 @@ class Run:
     grade: Grade | None
     clock: Clock
     stop: tuple[int, ...] = ()
+    vocabulary: int | None = None
     reference: Teacher | None = None
 
 
@@ -74,10 +76,15 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Work:
-    """One step's work: the recipe as it stands now, the rollouts that train, their table, this rank's micro-batches."""
+    """One step's work: the recipe as it stands now, all rollouts, those that train and both tables, the micro-batches.
+
+    everything: the table of all the step's rollouts, graded; what is said about rollouts is said about these.
+    """
 
     recipe: Recipe
     index: int
+    everyone: list[Rollout]
+    everything: TokenTable
     rollouts: list[Rollout]
     table: TokenTable
     batches: list[Batch]
@@ -99,21 +106,27 @@ def step(run: Run, recipe: Recipe, rollouts: list[Rollout], index: int) -> Outco
     with run.clock("train"):
         update = run.trainer.update(recipe.optimizer.lr)
     weights = [p.weight_C for p in plans]
-    metrics = step_metrics(table, weights, work.rollouts, stop=run.stop, cuts=recipe.metrics.quadrant_cuts)
+    metrics = rollout_metrics(
+        replace(work.everything, advantage_B=table.advantage_B) if chooses_late(recipe) else work.everything,
+        work.everyone,
+        stop=run.stop,
+    )
+    metrics |= token_metrics(table, weights, cuts=recipe.metrics.quadrant_cuts)
     metrics |= {
         "loss": float(run.ranks.sum(loss)) + chosen_loss(recipe.loss, plans),
         "lr": recipe.optimizer.lr,
         "grad_norm": update.grad_norm,
         "skipped": float(update.skipped),
-        "rollouts_kept": len(work.rollouts) / max(1, len(rollouts)),
+        "rollouts_kept": training_share(table, weights, of=len(rollouts)),
     }
     return Outcome(metrics, work.rollouts, table, weights, update.skipped)
 
 
 def prepare(run: Run, recipe: Recipe, rollouts: list[Rollout], index: int) -> Work:
     """Rewards, the rollouts that can be chosen by them, and micro-batches."""
+    everyone = rollouts = [rollout.within(run.vocabulary) for rollout in rollouts]
     with run.clock("reward"):
-        table = with_reward_advantage(recipe, token_table(rollouts, rewards(run, rollouts)))
+        everything = table = with_reward_advantage(recipe, token_table(rollouts, rewards(run, rollouts)))
     if not chooses_late(recipe):
         kept = chosen_rollouts(recipe, table, index).tolist()
         rollouts = [rollouts[i] for i in kept]
@@ -122,6 +135,8 @@ def prepare(run: Run, recipe: Recipe, rollouts: list[Rollout], index: int) -> Wo
     return Work(
         recipe=recipe,
         index=index,
+        everyone=everyone,
+        everything=everything,
         rollouts=rollouts,
         table=table,
         batches=micro_batches(run, rollouts),
@@ -174,10 +189,17 @@ def train_in_one_pass(run: Run, work: Work, counts: list[int]) -> tuple[TokenTab
 
 
 def needed(recipe: Recipe, index: int) -> frozenset[str]:
-    """The statistics of this step: what selectors and objectives need; all there are every so many steps and last."""
-    is_full = index % recipe.metrics.full_every == 0 or index + 1 == recipe.steps
-    measured = MEASURED if is_full else frozenset()
-    return measured | (recipe.needs & {*STATISTICS, REFERENCE})
+    """The statistics of this step: what selectors and objectives need; all there are every so many steps and last.
+
+    Where a step computes statistics at all, those that watch stopping and the engine come with them.
+    """
+    asked = recipe.needs & {*STATISTICS, REFERENCE}
+    if index % recipe.metrics.full_every == 0 or index + 1 == recipe.steps:
+        return asked | MEASURED
+    watched = {"student_stop_mass", "trainer_logprob"} if asked else set()
+    if any(name in STATISTICS and STATISTICS[name].needs_teacher for name in asked):
+        watched.add("teacher_stop_mass")
+    return asked | watched
 
 
 def head_settings(recipe: Recipe, stop: tuple[int, ...]) -> HeadSettings:
@@ -222,7 +244,9 @@ def score(
             scored = run.teacher.score(batch)
             statistics = run.trainer(batch, scored, settings, needs=needs - {REFERENCE})[1]
             if REFERENCE in needs:
-                own = row_statistics(["student_logprob"], run.reference.score(batch), None, batch.token_id_C, settings)
+                states = run.reference.score(batch)
+                states = states.cut(min(states.head.vocabulary, scored.head.vocabulary))
+                own = row_statistics(["student_logprob"], states, None, batch.token_id_C, settings)
                 statistics |= {REFERENCE: own["student_logprob"]}
             scores.append(scored.to("cpu"))
             columns.append(statistics)

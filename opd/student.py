@@ -32,6 +32,7 @@ class TiledHead(nn.Module):
     def __init__(self, linear: nn.Linear, config: object, *, tokens: int):
         super().__init__()
         self.weight, self.bias = linear.weight, linear.bias
+        self.weight_rows = linear.weight.shape[0]
         self.config, self.tokens = config, tokens
 
     def forward(
@@ -93,8 +94,15 @@ class Student(nn.Module):
                 for name, parameter in bucket:
                     yield name, parameter.data
 
-    def export(self, folder: Path, tokenizer: PreTrainedTokenizerBase, *, writes: bool) -> None:
-        """A plain Hugging Face folder, which transformers and vLLM load; collective, `writes` on one rank."""
+    def export(
+        self, folder: Path, tokenizer: PreTrainedTokenizerBase, *, ends: list[int] | None = None, writes: bool
+    ) -> None:
+        """A plain Hugging Face folder, which transformers and vLLM load; collective, `writes` on one rank.
+
+        ends: ids that end a turn, for its generation config: those at which the rollouts ended that trained it.
+        """
+        if ends and self.model.generation_config is not None:
+            self.model.generation_config.eos_token_id = ends
         weights = {name: tensor.detach().cpu().clone() if writes else None for name, tensor in self.weights()}
         if writes:
             self.model.save_pretrained(folder, state_dict=weights)

@@ -113,7 +113,9 @@ def build(checked: Checked, folder: RunFolder, *, resume: bool) -> Parts:
         student = load_student(checked, ranks, layout)
         check_self_distillation(student, checked.prompts.prompts[:4], layout)
         trainer = distributed.Trainer(accelerator, student, optimizer_for(student, recipe))
-    run = Run(recipe, trainer, teacher, ranks, layout, grader(checked), clock, checked.stop.every, reference)
+    rows = min(student.head.weight_rows, teacher.head.vocabulary)
+    grade_ = grader(checked)
+    run = Run(recipe, trainer, teacher, ranks, layout, grade_, clock, checked.stop.every, rows, reference)
     return Parts(checked, folder, run, engine, source_for(checked, engine), started_with)
 
 
@@ -264,7 +266,8 @@ def log_step(parts: Parts, outcome: Outcome, index: int) -> None:
     parts.folder.append_metrics(outcome.metrics)
     record_rollouts(parts.folder.rollouts, index, outcome, texts, parts.checked)
     gap, first = outcome.metrics.get("gap"), parts.folder.first_metrics().get("gap")
-    if gap is not None and first is not None and gap > max(3 * first, 0.1):
+    sampled_now = parts.checked.recipe.rollout.type != "recorded"
+    if sampled_now and gap is not None and first is not None and gap > max(3 * first, 0.1):
         warnings.warn(
             f"step {index + 1}: the engine's log-probs are {gap:.3f} nats from the trainer's (step 1: {first:.3f}); "
             "weights may not be in sync, or the learning rate is too high",
@@ -344,7 +347,8 @@ def finish(parts: Parts, *, resumed_from: int) -> dict[str, Any]:
     """The model as a plain folder, the summary, the plot, the table."""
     run, folder = parts.run, parts.folder
     with run.clock("export"):
-        run.trainer.student.export(folder.model, parts.checked.tokenizer, writes=run.ranks.is_main)
+        ends = parts.checked.stop.ends_rollouts
+        run.trainer.student.export(folder.model, parts.checked.tokenizer, ends=ends, writes=run.ranks.is_main)
     facts = {
         "ranks": run.ranks.count,
         "zero_stage": run.trainer.zero_stage,

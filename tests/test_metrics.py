@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from opd.metrics import METRICS, quadrants, repetitive, step_metrics
+from opd.metrics import METRICS, quadrants, repetitive, rollout_metrics, token_metrics, training_share
 from opd.selection.scaling import min_max, scaled_entropy
 from tests.build import random_table, states, statistics, token_table
 from tests.oracle import assert_close, cases
@@ -54,23 +54,29 @@ def test_shares_of_no_tokens_are_not_a_number():
 
 def test_a_term_reports_what_it_keeps_and_how_much_divergence_stands_there():
     table = token_table([4], {"reverse_kl": torch.tensor([1.0, 2.0, 3.0, 4.0])})
-    metrics = step_metrics(table, [torch.tensor([0.0, 0.0, 1.0, 0.5]), torch.ones(4)], [], stop=(), cuts=(0.5, 0.5))
+    metrics = token_metrics(table, [torch.tensor([0.0, 0.0, 1.0, 0.5]), torch.ones(4)], cuts=(0.5, 0.5))
     assert (metrics["term0/kept"], metrics["term0/divergence_kept"]) == (0.5, pytest.approx(0.7))
     assert (metrics["term1/kept"], metrics["term1/divergence_kept"]) == (1.0, 1.0)
     assert metrics["reverse_kl"] == 2.5
 
 
 def test_every_metric_of_a_step_is_documented():
-    metrics = step_metrics(random_table([3, 2]), [torch.ones(5)], [], stop=(1,), cuts=(0.5, 0.5))
+    table = random_table([3, 2])
+    metrics = rollout_metrics(table, [], stop=(1,)) | token_metrics(table, [torch.ones(5)], cuts=(0.5, 0.5))
     assert {name.replace("term0/", "term*/") for name in metrics} <= set(METRICS)
     assert {"Q1", "gap", "gap_p99", "sampled_reverse_kl", "student_stop_mass", "advantage"} <= set(metrics)
 
 
 def test_the_density_of_stops_counts_every_end_token():
     table = replace(random_table([3, 2]), token_id_C=torch.tensor([5, 6, 1, 2, 9]))
-    assert step_metrics(table, [], [], stop=(1, 2), cuts=(0.5, 0.5))["stop_density"] == pytest.approx(0.4)
+    assert rollout_metrics(table, [], stop=(1, 2))["stop_density"] == pytest.approx(0.4)
 
 
 def test_loops_are_repetitive_and_arithmetic_is_not():
     assert repetitive(["wait, " * 400, "3 + 4 = 7, and 7 + 5 = 12."]) == 0.5
     assert math.isnan(repetitive([]))
+
+
+def test_a_rollout_counts_as_kept_where_one_of_its_tokens_trains():
+    weights = [torch.tensor([0.0, 1.0, 0.0, 0.0]), torch.zeros(4)]
+    assert training_share(token_table([1, 2, 1], {}), weights, of=4) == 0.25

@@ -79,13 +79,15 @@ def working_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def align(student: HeadWeights, teacher: HeadWeights, tokens: int) -> tuple[HeadWeights, HeadWeights]:
-    """Both heads over the same vocabulary: unchanged if equal in size, else cut to the tokenizer's `tokens`.
+    """Both heads over the same vocabulary: unchanged if equal in size, else cut to the smaller.
 
-    Padded rows beyond the tokenizer's last token have no meaning, and models of one family differ in their number.
+    Rows beyond the tokenizer's last token are padding, and models of one family differ in their number; those that both
+    have stay, so that the student's mass there is charged for. tokens: what the tokenizer needs at least.
     Raises ValueError where a head has fewer rows than the tokenizer has tokens.
     """
     if student.vocabulary == teacher.vocabulary:
         return student, teacher
     if min(student.vocabulary, teacher.vocabulary) < tokens:
         raise ValueError(f"heads of {student.vocabulary} and {teacher.vocabulary} rows can't be cut to {tokens} tokens")
-    return student.cut(tokens), teacher.cut(tokens)
+    rows = min(student.vocabulary, teacher.vocabulary)
+    return student.cut(rows), teacher.cut(rows)

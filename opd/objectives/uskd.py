@@ -17,7 +17,7 @@ class USKD(RowsObjective):
     t: the sampled token. P_t = S_t² + 1 − mean(S_t²) over the step. R: Zipf labels 1/rank of W_i/(1−W_t) + S_i/(1−S_t),
     the rank over all classes, normalised over the non-targets. W: the middle layer's distribution through the
     student's own norm and head, L = 0.9 at t + 0.1/V. arXiv 2303.13005, Eqs. 10 to 15; its code ranks with log S.
-    It sees raw classes: a stop class changes nothing here.
+    It sees raw classes; only P_t is the stop class's at an end token.
     """
 
     type: Literal["uskd"] = "uskd"

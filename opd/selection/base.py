@@ -19,6 +19,10 @@ Draw = Callable[[int], torch.Generator]
 """rollout index → the generator that its draws come from (keyed by run seed, step and rollout)."""
 
 
+NEXT_TO_NOTHING = 1e-30
+"""A gate's least weight: a token of weight 0 would not be counted, and a gate's term divides by all its tokens."""
+
+
 def kept_count(total: int, share: float) -> int:
     """max(1, ⌊share·total + 1e-9⌋), and 0 of nothing.
 
@@ -80,7 +84,7 @@ class ScoreSelector(TokenSelector):
         """
         score_C = self.scores(table)
         if self.choose == "gate":
-            return score_C
+            return score_C.clamp_min(NEXT_TO_NOTHING)
         rank_C = self._ranks(score_C, table, draw)
         weight_C = torch.zeros_like(score_C)
         for rows in table.by_rollout() if self.per == "rollout" else [torch.arange(len(table))]:

@@ -4,6 +4,7 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
+from pydantic import model_validator
 from torch import Tensor
 
 from opd.batch import TokenTable
@@ -31,6 +32,16 @@ class D3S(ScaledSelector):
     """product is |A|·H_S; soft_or is |A|·(1 − (1−ĥ)(1−δ̂)); the last three leave the advantage out."""
     per: Scope = "batch"
     """What competes for a place: the tokens of each rollout, or those of the whole batch."""
+
+    @model_validator(mode="after")
+    def _nothing_ignored(self) -> "D3S":
+        if self.scope != "batch" and self.token_score != "soft_or":
+            raise ValueError(
+                f"'scope' scales soft_or and has no effect with token_score {self.token_score!r}; remove it"
+            )
+        if self.token_score == "random" and self.choose != "top":
+            raise ValueError("'choose' has no effect with token_score 'random', which draws; remove it")
+        return self
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -126,9 +126,15 @@ def stop_report(
         f"at the ends of {len(ended)} rollouts the student gives its end token {own['student']:.3g} and all end tokens "
         f"{mass['student']:.3g}, the teacher {own['teacher']:.3g} and {mass['teacher']:.3g}"
     )
-    differs = not stop.merged and mass["teacher"] > 0.1 and own["teacher"] < 0.1 * mass["teacher"]
+    effective = mass if stop.merged else own
+    differs = effective["teacher"] < 0.01 * effective["student"]
     if differs:
-        lines[-1] += "; the teacher stops with another token, and training would delete the student's: stop_class=true"
+        lines[-1] += (
+            "; the teacher does not end here as the student does, and training would delete the student's stop: "
+        )
+        lines[-1] += (
+            "stop_class=true" if not stop.merged and mass["teacher"] > 0.1 else "mend the end tokens they declare"
+        )
     return lines, differs
 
 

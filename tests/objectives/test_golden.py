@@ -9,7 +9,7 @@ from torch import Tensor
 from opd.head.outcomes import TeacherTop
 from opd.head.tile import HeadSettings, Tile, TopScores
 from opd.head.weights import HiddenStates
-from opd.metrics import step_metrics
+from opd.metrics import token_metrics
 from opd.objectives import OBJECTIVES
 from opd.objectives.base import Objective
 from opd.objectives.tgdpo import TGDPO
@@ -160,7 +160,7 @@ def test_sampled_reverse_kl(case, dtype):
 def test_the_reported_estimate_of_the_reverse_kl_is_no_surrogate(case, dtype):
     ids_C = table_of(case).token_id_C
     table = table_of(case, **statistics(*pair(case, dtype), token_id_N=ids_C))
-    reported = step_metrics(table, [], [], stop=(), cuts=(0.5, 0.5))["sampled_reverse_kl"]
+    reported = token_metrics(table, [], cuts=(0.5, 0.5))["sampled_reverse_kl"]
     assert_close(reported, case["expected"]["mean_k1"], TOLERANCE[dtype])
 
 
