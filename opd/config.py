@@ -210,6 +210,16 @@ class Recipe(Record):
     """Ours: scores and standard errors, steps, hardware, commit, command; null until run."""
 
     @model_validator(mode="after")
+    def _nothing_out_of_reach(self) -> Recipe:
+        if self.optimizer.warmup >= self.steps:
+            raise ValueError(f"optimizer.warmup {self.optimizer.warmup} is not below steps {self.steps}: lower it")
+        if self.evaluate and self.evaluate.every > self.steps:
+            raise ValueError(f"evaluate.every {self.evaluate.every} is above steps {self.steps}: it has no effect")
+        if self.rollout.type == "recorded" and self.rollout.seeded is not None:
+            raise ValueError("'rollout.seeded' has no effect on recorded rollouts; remove it")
+        return self
+
+    @model_validator(mode="after")
     def _budget_holds_a_rollout(self) -> Recipe:
         longest = self.prompts.max_tokens + self.rollout.max_new_tokens
         if self.token_budget < longest:
@@ -260,10 +270,18 @@ class Recipe(Record):
 
     @model_validator(mode="after")
     def _one_middle_layer(self) -> Recipe:
-        layers = sorted({t.objective.layer_share for t in self.loss if isinstance(t.objective, RowsObjective)} - {None})
-        if len(layers) > 1:
-            raise ValueError(f"two terms read the middle layers {layers}, and a step reads one; give both the same")
+        if len(self._layers) > 1:
+            raise ValueError(f"terms read the middle layers {self._layers}, and a step reads one; give all the same")
         return self
+
+    @property
+    def layer_share(self) -> float | None:
+        """Depth of the middle layer that an objective reads, or None."""
+        return next(iter(self._layers), None)
+
+    @property
+    def _layers(self) -> list[float]:
+        return sorted({t.objective.layer_share for t in self.loss if isinstance(t.objective, RowsObjective)} - {None})
 
     @property
     def parts(self) -> list[Record]:

@@ -180,18 +180,23 @@ def check_context(recipe: Recipe, config: Any, model: str) -> None:
         )
 
 
+def longest_held_out(recipe: Recipe, evaluation: Evaluation) -> int:
+    """Tokens of the longest held-out problem with its answer, or with its rollout where fixed text is made of it."""
+    new = max(evaluation.max_new_tokens, recipe.rollout.max_new_tokens if recipe.evaluate.fixed_text else 0)
+    return max(len(prompt.token_ids) for prompt in evaluation.prompts) + new
+
+
 def check_evaluation(recipe: Recipe, evaluation: Evaluation | None, config: Any, model: str) -> None:
     """RecipeError if a held-out problem and its answer would not fit the model, or its rollout a micro-batch."""
     if evaluation is None:
         return
-    prompt = max(len(p.token_ids) for p in evaluation.prompts)
+    longest = longest_held_out(recipe, evaluation)
     context = getattr(text_config(config), "max_position_embeddings", None)
-    if context and prompt + evaluation.max_new_tokens > context:
+    if context and longest > context:
         raise RecipeError(
-            f"{model!r} reads {context} tokens at most, and evaluate's longest problem of {prompt} tokens "
-            f"+ {evaluation.max_new_tokens} new ones pass that; lower evaluate.max_new_tokens"
+            f"{model!r} reads {context} tokens at most, and evaluate's longest problem and answer take {longest}; "
+            "lower evaluate.max_new_tokens or rollout.max_new_tokens"
         )
-    longest = prompt + recipe.rollout.max_new_tokens
     if recipe.evaluate.fixed_text and longest > recipe.token_budget:
         raise RecipeError(
             f"token_budget {recipe.token_budget} is below a rollout on evaluate's problems ({longest} tokens); "
@@ -231,6 +236,10 @@ def check_machine(recipe: Recipe) -> None:
             raise EngineError(f"{wanted}, and {package} is not installed; pip install {package}, or change the recipe")
     if recipe.precision == "fp64":
         raise EngineError("DeepSpeed and vLLM know no fp64, which exists for reference tests; take precision=fp32")
+    if engine_type(recipe.rollout) == "transformers" and (given := recipe.rollout.for_vllm):
+        raise EngineError(
+            f"rollout.{', rollout.'.join(given)} belong to vllm and have no effect with transformers; remove them"
+        )
     if engine_type(recipe.rollout) == "vllm" and not importlib.util.find_spec("vllm"):
         raise EngineError(
             "rollout.type is vllm, and vllm is not installed; pip install -e '.[cpu]' or '.[gpu]', "

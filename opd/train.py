@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from opd import checkpoint, distributed, schedules
 from opd.batch import Rollout
 from opd.config import Recipe, StudentSettings
-from opd.doctor import Checked
+from opd.doctor import Checked, longest_held_out
 from opd.errors import TrainingError
 from opd.metrics import Clock, repetitive
 from opd.models import DTYPES, load_model, token_count
@@ -59,7 +59,7 @@ def train(checked: Checked, folder: RunFolder, *, resume: bool) -> dict[str, Any
     parts = build(checked, folder, resume=resume)
     with parts.run.clock("start"):
         first = restore(parts) if resume else 0
-    score_student(parts, "student_start", steps=first)
+    evaluate_student(parts, "student_start", steps=first)
     if first == 0:
         with parts.run.clock("start"):
             say_stops(parts)
@@ -71,12 +71,12 @@ def train(checked: Checked, folder: RunFolder, *, resume: bool) -> dict[str, Any
             skips = skips + 1 if outcome.skipped else 0
             stop_if_lost(parts, outcome.rollouts, index, skips)
             if recipe.evaluate and recipe.evaluate.every and (index + 1) % recipe.evaluate.every == 0:
-                score_student(parts, f"step_{index + 1}", steps=index + 1)
+                evaluate_student(parts, f"step_{index + 1}", steps=index + 1)
             if (index + 1) % recipe.checkpoints.every == 0 or index + 1 == recipe.steps:
                 keep = recipe.checkpoints.keep
                 with parts.run.clock("checkpoint"):
                     checkpoint.save(parts.folder.checkpoints, parts.run.trainer, steps=index + 1, keep=keep)
-    score_student(parts, "student_end", steps=recipe.steps)
+    evaluate_student(parts, "student_end", steps=recipe.steps)
     return finish(parts, resumed_from=first)
 
 
@@ -99,7 +99,7 @@ def build(checked: Checked, folder: RunFolder, *, resume: bool) -> Parts:
     if ranks.is_main and recipe.rollout.type == "auto":
         print(f"rollouts by {engine_type(recipe.rollout)}", flush=True)
     clock = Clock()
-    score_teacher(checked, folder, ranks, clock)
+    evaluate_teacher(checked, folder, ranks, clock)
     with clock("start"):
         engine = None
         if recipe.rollout.type != "recorded" or recipe.evaluate:
@@ -142,10 +142,11 @@ def engine_for(
 ) -> RolloutEngine:
     """A rollout engine that holds the student or the teacher, and has room for prompts, rollouts and evaluations."""
     recipe = checked.recipe
-    longest = recipe.prompts.max_tokens + recipe.rollout.max_new_tokens
-    for evaluation in filter(None, (checked.evaluation, checked.teacher_evaluation)):
-        new = max(evaluation.max_new_tokens, recipe.rollout.max_new_tokens)
-        longest = max(longest, max(len(p.token_ids) for p in evaluation.prompts) + new)
+    evaluations = filter(None, (checked.evaluation, checked.teacher_evaluation))
+    longest = max(
+        recipe.prompts.max_tokens + recipe.rollout.max_new_tokens,
+        *(longest_held_out(recipe, evaluation) for evaluation in evaluations),
+    )
     return start_engine(
         spec.model,
         recipe.rollout,
@@ -177,14 +178,8 @@ def load_student(checked: Checked, ranks: distributed.Ranks, layout: Layout) -> 
     check_reading(model, checked.prompts.prompts[:4], layout, spec.model)
     if spec.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    student = Student(model, tokens=token_count(checked.tokenizer), layer_share=layer_share(recipe))
+    student = Student(model, tokens=token_count(checked.tokenizer), layer_share=recipe.layer_share)
     return student.to(ranks.device)
-
-
-def layer_share(recipe: Recipe) -> float | None:
-    """Depth of the middle layer that an objective reads, or None."""
-    shares = {share for term in recipe.loss if (share := getattr(term.objective, "layer_share", None)) is not None}
-    return min(shares, default=None)
 
 
 def optimizer_for(student: Student, recipe: Recipe) -> torch.optim.Optimizer:
@@ -289,7 +284,7 @@ def stop_if_lost(parts: Parts, rollouts: list[Rollout], index: int, skips: int) 
     )
 
 
-def score_teacher(checked: Checked, folder: RunFolder, ranks: distributed.Ranks, clock: Clock) -> None:
+def evaluate_teacher(checked: Checked, folder: RunFolder, ranks: distributed.Ranks, clock: Clock) -> None:
     """The teacher's score, once a run, by an engine of its own that is closed again."""
     settings, teacher = checked.recipe.evaluate, checked.recipe.teacher
     if not settings or not settings.teacher or ranks.from_main("teacher" in folder.scores().get(settings.task, {})):
@@ -303,7 +298,7 @@ def score_teacher(checked: Checked, folder: RunFolder, ranks: distributed.Ranks,
     ranks.barrier()
 
 
-def score_student(parts: Parts, who: str, *, steps: int) -> None:
+def evaluate_student(parts: Parts, who: str, *, steps: int) -> None:
     """The student's score on the engine that is up, and both KLs on the start student's text; once each a run."""
     settings, folder, run = parts.checked.recipe.evaluate, parts.folder, parts.run
     if not settings or run.ranks.from_main(who in folder.scores().get(settings.task, {})):

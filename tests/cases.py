@@ -15,11 +15,12 @@ from opd.batch import Rollout
 from opd.config import Recipe
 from opd.distributed import Ranks, Trainer, Update
 from opd.metrics import Clock
+from opd.objectives import OBJECTIVES
 from opd.recipe_text import parse_recipe
+from opd.selection import SELECTORS
 from opd.step import Outcome, Run, step
 from opd.student import Student
 from opd.teacher.local import LocalTeacher
-from opd.train import layer_share
 from tests import reference
 
 VOCABULARY = 37
@@ -84,7 +85,11 @@ LOSSES = {
         {"select": {"type": "surprisal"}, "objective": {"type": "constant_penalty"}},
     ],
 }
-"""The terms of every case: each selector and each objective stands in one of them."""
+"""The terms of every case: each selector and each objective stands in one of them, by itself if nowhere else."""
+for name in sorted(SELECTORS.keys() - {t.get("select", {"type": "all"})["type"] for ts in LOSSES.values() for t in ts}):
+    LOSSES[f"select_{name}"] = [{"select": {"type": name}, "objective": {"type": "reverse_kl"}}]
+for name in sorted(OBJECTIVES.keys() - {t["objective"]["type"] for ts in LOSSES.values() for t in ts}):
+    LOSSES[f"pay_{name}"] = [{"objective": {"type": name}}]
 
 PAIRS = {"prompts": {"path": "none.jsonl", "max_tokens": 12, "answer": "answer"}}
 PAIRS |= {"rollout": {"max_new_tokens": 20, "type": "transformers", "samples_per_prompt": 2}}
@@ -250,7 +255,7 @@ def taken(run: Run, rollouts: list[Rollout], index: int = 0) -> Outcome:
 def student(chosen: Recipe, *, tied: bool = False, dtype: torch.dtype = torch.float64) -> Student:
     """The random student's module."""
     made = model(1, hidden=16, tied=tied, dtype=dtype)
-    return Student(made, tokens=VOCABULARY, layer_share=layer_share(chosen))
+    return Student(made, tokens=VOCABULARY, layer_share=chosen.layer_share)
 
 
 def gradients(module: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -78,7 +78,7 @@ OVERRIDES = {
         "prompts={dataset: nobody/nothing, max_tokens: 16}",
         ["prompts.dataset 'nobody/nothing'", "prompts.path"],
     ),
-    "a setting of another engine": ("rollout.kv_cache_mib=64", ["kv_cache_mib", "'transformers'", "remove"]),
+    "a setting of another engine": ("rollout.kv_cache_mib=64", ["rollout.kv_cache_mib", "transformers", "remove"]),
     "more prompts a step than there are": ("prompts_per_step=1000", ["prompts_per_step 1000", "prompts there are"]),
     "an advantage that nothing reads": ("advantage=reward", ["'advantage: reward' has no effect", "remove it"]),
     "a selector without its advantage": ("loss.0.select={type: d3s}", ["'d3s' needs an advantage", "reward"]),

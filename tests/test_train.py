@@ -19,7 +19,7 @@ from opd.prompts import PromptSet
 from opd.rollout.files import read_rollouts
 from opd.rollout.source import Source
 from opd.run import RunFolder
-from opd.train import Parts, layer_share, one_step, train
+from opd.train import Parts, one_step, train
 from recipes.quickstart.make_models import character_tokenizer
 from tests import cases, reference
 
@@ -130,5 +130,5 @@ def test_a_step_takes_its_ramps_values_and_logs_them(tmp_path: Path):
 
 
 def test_only_an_objective_that_reads_a_middle_layer_asks_for_one():
-    assert layer_share(cases.recipe("all")) is None
-    assert layer_share(cases.recipe(loss=[{"objective": {"type": "uskd", "layer": 0.3}}])) == 0.3
+    assert cases.recipe("all").layer_share is None
+    assert cases.recipe(loss=[{"objective": {"type": "uskd", "layer": 0.3}}]).layer_share == 0.3

@@ -48,7 +48,7 @@ class WithoutTarget:
 
     def __call__(self, tile: Tile, *, teacher: bool) -> tuple[Tensor, Tensor | None, Back]:
         """O = V, with the target at −inf."""
-        target_n1 = (tile.token_id_n if self.target == "sampled" else tile.teacher().argmax(-1))[:, None]
+        target_n1 = (tile.token_id_n if self.target == "sampled" else tile.teacher_top)[:, None]
         ours_nV = _renormalised(tile.student(self.temperature), target_n1)
         theirs_nV = _renormalised(tile.teacher(self.temperature), target_n1) if teacher else None
 

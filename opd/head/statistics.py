@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from opd.head.cost import tile_rows
-from opd.head.tile import HeadSettings, Tile, at, log_softmax, top, weigh
+from opd.head.tile import HeadSettings, Tile, at, log_softmax, weigh
 from opd.head.weights import HiddenStates, working_dtype
 
 
@@ -41,14 +41,6 @@ def _stop_mass(log_p_nV: Tensor, tile: Tile) -> Tensor:
     return log_p_nV[:, tile.stop].exp().sum(-1)
 
 
-def _candidates(tile: Tile) -> Tensor:
-    return top(tile.student(), tile.settings.candidates)
-
-
-def _teacher_top(tile: Tile) -> Tensor:
-    return tile.teacher().argmax(-1)
-
-
 STATISTICS: dict[str, Statistic] = {
     "student_entropy": Statistic(lambda t: entropy(t.student()), needs_teacher=False),
     "teacher_entropy": Statistic(lambda t: entropy(t.teacher()), needs_teacher=True),
@@ -59,16 +51,16 @@ STATISTICS: dict[str, Statistic] = {
     "trainer_logprob": Statistic(_trainer_logprob, needs_teacher=False),
     "student_stop_mass": Statistic(lambda t: _stop_mass(t.student(), t), needs_teacher=False),
     "teacher_stop_mass": Statistic(lambda t: _stop_mass(t.teacher(), t), needs_teacher=True),
-    "candidate_id": Statistic(_candidates, needs_teacher=False, is_candidate=True),
+    "candidate_id": Statistic(lambda t: t.candidates, needs_teacher=False, is_candidate=True),
     "candidate_student_logprob": Statistic(
-        lambda t: t.student().gather(-1, _candidates(t)), needs_teacher=False, is_candidate=True
+        lambda t: t.student().gather(-1, t.candidates), needs_teacher=False, is_candidate=True
     ),
     "candidate_teacher_logprob": Statistic(
-        lambda t: t.teacher().gather(-1, _candidates(t)), needs_teacher=True, is_candidate=True
+        lambda t: t.teacher().gather(-1, t.candidates), needs_teacher=True, is_candidate=True
     ),
-    "teacher_top_id": Statistic(_teacher_top, needs_teacher=True, is_candidate=True),
+    "teacher_top_id": Statistic(lambda t: t.teacher_top, needs_teacher=True, is_candidate=True),
     "teacher_top_student_logprob": Statistic(
-        lambda t: at(t.student(), _teacher_top(t)), needs_teacher=True, is_candidate=True
+        lambda t: at(t.student(), t.teacher_top), needs_teacher=True, is_candidate=True
     ),
     "teacher_top_logprob": Statistic(lambda t: t.teacher().amax(-1), needs_teacher=True, is_candidate=True),
 }

@@ -88,6 +88,16 @@ class Tile:
         """log p_T of every outcome; ValueError where there is no teacher's distribution."""
         return self._at("teacher", self.settings.temperature if temperature is None else temperature)
 
+    @cached_property
+    def candidates(self) -> Int[Tensor, "n K"]:
+        """The student's top K outcomes, highest first."""
+        return top(self.student(), self.settings.candidates)
+
+    @cached_property
+    def teacher_top(self) -> Int[Tensor, " n"]:
+        """The teacher's likeliest outcome."""
+        return self.teacher().argmax(-1)
+
     def teacher_list(self, k: int) -> tuple[Int[Tensor, "n K"], Float[Tensor, "n K"]]:
         """The teacher's k likeliest outcomes and their log-probabilities; a top-k teacher's own list, as it is."""
         if isinstance(self._teacher, TopScores):

@@ -1,9 +1,10 @@
 """What a retained token pays. One objective, one small file; all are summed by `opd/head/loss.py`.
 
-`base.py` says what the three kinds are. Dense (whole distributions): `reverse_kl.py`, `forward_kl.py`, `jsd.py`,
-`skew_kl.py`, `entropy.py`, `nkd_non_target.py`. Chosen (log-probabilities of a few tokens): `sampled_reverse_kl.py`,
-`plackett_luce.py`, `nkd_target.py`, `tgdpo.py`, `constant_penalty.py`, `task_reward.py`. Rows: `uskd.py`.
-To add one: write its file (formula, slope, reference), add it to OBJECTIVES, and give it a case in tests/objectives.
+`base.py` says what the three kinds are. Dense (whole distributions; `divergence.py` is what the KLs share):
+`reverse_kl.py`, `forward_kl.py`, `jsd.py`, `skew_kl.py`, `entropy.py`, `nkd_non_target.py`. Chosen (log-probabilities
+of a few tokens): `sampled_reverse_kl.py`, `plackett_luce.py`, `nkd_target.py`, `tgdpo.py`, `constant_penalty.py`,
+`task_reward.py`. Rows: `uskd.py`.
+To add one: write its file (formula, slope, reference), add it to OBJECTIVES, and the contract tests find it there.
 """
 
 from opd.objectives.base import Objective

@@ -39,11 +39,9 @@ class RolloutSettings(Record):
             )
         return self
 
-    @model_validator(mode="after")
-    def _vllm_only(self) -> RolloutSettings:
+    @property
+    def for_vllm(self) -> list[str]:
+        """The settings that were changed and that only vLLM reads."""
         fields = type(self).model_fields
         names = ("kv_cache_mib", "gpu_memory_share", "sleep")
-        given = [name for name in names if getattr(self, name) != fields[name].default]
-        if given and self.type in ("transformers", "recorded"):
-            raise ValueError(f"{', '.join(given)} belong to vllm and have no effect with {self.type!r}; remove them")
-        return self
+        return [name for name in names if getattr(self, name) != fields[name].default]

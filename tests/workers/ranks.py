@@ -17,7 +17,7 @@ from deepspeed.utils import safe_get_full_grad, safe_get_full_optimizer_state
 from opd import distributed
 from opd.distributed import Ranks, Trainer, Update, gathered
 from opd.models import DTYPES
-from opd.train import layer_share, optimizer_for
+from opd.train import optimizer_for
 from recipes.quickstart.make_models import character_tokenizer
 from tests import cases
 
@@ -57,7 +57,7 @@ def gradients(trainer: Trainer, ranks: Ranks, precision: str, folder: Path) -> N
 
         trainer.update = update
         chosen = cases.recipe(name, token_budget=max(40, budget))
-        trainer.student.layer_share = layer_share(chosen)
+        trainer.student.layer_share = chosen.layer_share
         run = cases.run(chosen, trainer=trainer, tied=True, dtype=DTYPES[precision], ranks=ranks)
         outcome = cases.taken(run, rollouts)
         found = {
