@@ -1,1 +1,4 @@
-"""What a model is worth: tasks, runner, statistics. Imports opd, never the reverse."""
+"""What a model is worth: `tasks/`, `runner.py` (scores a model), `statistics.py`, `comparison.py` (selectors compared).
+
+Imports opd, never the reverse.
+"""

@@ -1,6 +1,6 @@
 """Make the comparison's pair, a teacher of five skills and a pupil that lacks one, and problems to distil on.
 
-    python recipes/comparison/make_models.py [--to DIR] [--seed S]
+    python -m recipes.comparison.make_models [--to DIR] [--seed S]
 
 Both learn worked chains of skills (eval/tasks/skills.py) from scratch, in about four minutes on one idle CPU core. What
 the pupil is taught forgets most borrows, and nothing else: a small part of the tokens of a mixed rollout matters.
