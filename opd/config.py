@@ -210,11 +210,7 @@ class Recipe(Record):
     """Ours: scores and standard errors, steps, hardware, commit, command; null until run."""
 
     @model_validator(mode="after")
-    def _nothing_out_of_reach(self) -> Recipe:
-        if self.optimizer.warmup >= self.steps:
-            raise ValueError(f"optimizer.warmup {self.optimizer.warmup} is not below steps {self.steps}: lower it")
-        if self.evaluate and self.evaluate.every > self.steps:
-            raise ValueError(f"evaluate.every {self.evaluate.every} is above steps {self.steps}: it has no effect")
+    def _recorded_rollouts_have_no_seed(self) -> Recipe:
         if self.rollout.type == "recorded" and self.rollout.seeded is not None:
             raise ValueError("'rollout.seeded' has no effect on recorded rollouts; remove it")
         return self
