@@ -143,10 +143,8 @@ def engine_for(
     """A rollout engine that holds the student or the teacher, and has room for prompts, rollouts and evaluations."""
     recipe = checked.recipe
     evaluations = filter(None, (checked.evaluation, checked.teacher_evaluation))
-    longest = max(
-        recipe.prompts.max_tokens + recipe.rollout.max_new_tokens,
-        *(longest_held_out(recipe, evaluation) for evaluation in evaluations),
-    )
+    held_out = [longest_held_out(recipe, evaluation) for evaluation in evaluations]
+    longest = max([recipe.prompts.max_tokens + recipe.rollout.max_new_tokens, *held_out])
     return start_engine(
         spec.model,
         recipe.rollout,
