@@ -36,7 +36,7 @@ def launched(toy: Path, runs: Path, configuration: str, *overrides: str) -> subp
         f"student.model={toy / 'student'}",
         f"teacher.model={toy / 'teacher'}",
         f"prompts.path={toy / 'train.jsonl'}",
-        "rollout.kv_cache_mib=64",
+        *([] if any("transformers" in o for o in overrides) else ["rollout.kv_cache_mib=64"]),
         "prompts_per_step=6",
         "steps=3",
         "evaluate={task: arithmetic, problems: 12, fixed_text: 4}",
@@ -78,6 +78,13 @@ def test_the_main_job_runs_to_its_end(configuration: str, precision: str, toy: P
         "checkpoints/step-000003",
     ):
         assert (run / name).exists(), name
+
+
+@pytest.mark.engine
+def test_a_run_that_evaluates_nothing_ends_too(toy: Path, tmp_path: Path):
+    done = launched(toy, tmp_path, "cpu-1", "evaluate=null", "rollout={type: transformers, max_new_tokens: 12}")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "nothing was scored" in done.stdout and "reverse KL on fresh rollouts" in done.stdout
 
 
 @pytest.mark.engine
