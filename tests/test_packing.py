@@ -6,7 +6,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from opd.batch import Rollout
-from opd.models import backbone, trained_states
+from opd.reading import backbone, trained_states
 from opd.packing import lay_out, pack
 
 LAYOUTS = ["rows", "packed"]
@@ -123,7 +123,7 @@ def llama() -> LlamaForCausalLM:
 def test_rollouts_of_a_micro_batch_never_see_one_another(llama, layout, seed):
     rollouts = random_rollouts(seed)
     batch = lay_out(rollouts, list(range(len(rollouts))), layout=layout)
-    found_CV = llama.lm_head(trained_states(backbone(llama), batch))
+    found_CV = llama.lm_head(trained_states(backbone(llama), batch)[0])
     expected_CV = torch.cat(
         [llama(torch.tensor([r.token_ids])).logits[0, [p - 1 for p in r.positions]] for r in rollouts]
     )
@@ -132,7 +132,7 @@ def test_rollouts_of_a_micro_batch_never_see_one_another(llama, layout, seed):
 
 @torch.no_grad()
 def test_an_empty_micro_batch_runs_through_a_model(llama):
-    assert trained_states(backbone(llama), lay_out([], [], layout="rows")).shape == (0, 16)
+    assert trained_states(backbone(llama), lay_out([], [], layout="rows"))[0].shape == (0, 16)
 
 
 @both_layouts
