@@ -6,8 +6,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from opd.batch import Rollout
-from opd.reading import backbone, trained_states
 from opd.packing import lay_out, pack
+from opd.reading import backbone, trained_states
 
 LAYOUTS = ["rows", "packed"]
 both_layouts = pytest.mark.parametrize("layout", LAYOUTS)
