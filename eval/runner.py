@@ -11,11 +11,12 @@ from opd.config import EvaluateSettings, PromptSettings
 from opd.distributed import Ranks
 from opd.errors import RecipeError
 from opd.models import DTYPES, load_tokenizer
-from opd.prompts import render, stop_tokens
+from opd.prompts import render
 from opd.rewards import grade
 from opd.rollout.engine import RolloutEngine, Sampling
 from opd.rollout.settings import RolloutSettings
 from opd.rollout.start import start_engine
+from opd.stop import stop_tokens
 
 
 class Evaluation:

@@ -7,10 +7,13 @@ In reading order:
     recipe_text.py    a recipe from YAML and overrides, one-line complaints, the lines of `opd schema`
     figures.py        figures that a recipe carries: the paper's, others', and ours
     train.py          builds the parts, runs the loop, evaluates, saves: read this first
+    parts.py          the parts of a run, each built from a checked recipe
+    evaluation.py     scores of both models on held-out problems, and their divergence on fixed text
     step.py           one optimizer step: read this second
     plan.py           what every token of a step pays, decided on the token table before any gradient
     batch.py          Prompt → Rollout → Batch → TokenTable, and the dimension dictionary
-    prompts.py        prompts from a hub data set or a local file, chat templates, stop tokens
+    prompts.py        prompts from a hub data set or a local file, chat templates
+    stop.py           which ids end a turn, and what both models do where rollouts end
     rollout/          yields a step's rollouts; the engines vllm and transformers
     rewards.py        the one grader: rewards in training and scores in eval/
     advantages.py     how much a rollout stands out among those of its prompt
@@ -20,6 +23,7 @@ In reading order:
     student.py        one module whose forward runs backbone and head; weights and export
     reading.py        how a model is read: backbone, states at trained positions, its head as mathematics
     models.py         loading models, configurations and tokenizers
+    model_spec.py     how a recipe names a model
     head/             the tiled, selective lm_head: statistics, loss, cost; nothing else builds logits
     objectives/       what a retained token pays: one objective, one small file
     schedules.py      values that change with progress, resolved before a step

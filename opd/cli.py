@@ -9,12 +9,14 @@ import sys
 import time
 import warnings
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 from urllib.parse import urlsplit
 
 import typer
 
 from opd.errors import OpdError
+from opd.model_spec import Precision
+from opd.rollout.settings import EngineName
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 UsageError = typer.BadParameter.__base__
@@ -31,9 +33,6 @@ Overrides = Annotated[
 
 PATIENCE_S = 10
 """How long other ranks wait for rank 0 to say the same; a launcher ends them meanwhile, unless only they failed."""
-
-Engine = Literal["auto", "vllm", "transformers"]
-Precision = Literal["bf16", "fp32"]
 
 
 @app.command()
@@ -91,7 +90,7 @@ def evaluate(
     model: Annotated[str, typer.Option(help="Hugging Face id or local folder.")],
     task: Annotated[str, typer.Option(help="A task of eval/tasks.")],
     problems: Annotated[int, typer.Option(min=1, help="The first so many problems.")] = 200,
-    engine: Annotated[Engine, typer.Option(help="auto takes vllm where it is installed.")] = "auto",
+    engine: Annotated[EngineName, typer.Option(help="auto takes vllm where it is installed.")] = "auto",
     precision: Annotated[Precision, typer.Option(help="Of weights and arithmetic.")] = "bf16",
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Default: the task's own.")] = None,
 ) -> None:

@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from opd.figures import MeasuredFigures, ReportedFigures
+from opd.model_spec import ModelSettings, Precision
 from opd.objectives import OBJECTIVES
 from opd.objectives.base import ChosenObjective, RowsObjective
 from opd.record import Record, Share, scheduled
@@ -33,15 +34,9 @@ def union_of(registry: dict[str, type[Record]]) -> Any:
     return Annotated[reduce(or_, registry.values()), Field(discriminator="type")]
 
 
-class StudentSettings(Record):
+class StudentSettings(ModelSettings):
     """The model that learns."""
 
-    model: str
-    """Hugging Face id or local folder of a causal language model."""
-    revision: str | None = None
-    """Commit, tag or branch on the hub; pin it for results that you publish."""
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
-    """Attention kernel; flash_attention_2 (CUDA) packs rollouts into one row, the others take rows of like length."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
 
@@ -192,8 +187,8 @@ class Recipe(Record):
     """Tokens of a micro-batch, prompts and padding included: memory and speed, never the result."""
     tile_mib: PositiveInt = 256
     """Working memory of the loss head in MiB: speed, never the result."""
-    precision: Literal["bf16", "fp32", "fp64"] = "bf16"
-    """bf16 trains with fp32 master weights; fp64 exists for reference tests."""
+    precision: Precision = "bf16"
+    """Of weights and arithmetic; bf16 trains with fp32 master weights."""
     seed: int = 0
     """Keys every draw of the run."""
     stop_after_skips: PositiveInt = 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import math
 import shutil
 import sys
 from collections.abc import Callable
@@ -13,16 +14,18 @@ from typing import Any, Protocol, runtime_checkable
 
 from transformers import PreTrainedTokenizerBase
 
-from opd.batch import Prompt
+from opd import schedules
+from opd.batch import Prompt, Rollout
 from opd.config import EvaluateSettings, PromptSettings, Recipe
 from opd.distributed import world_size
 from opd.errors import DataError, EngineError, ModelError, RecipeError
 from opd.head.statistics import STATISTICS
 from opd.models import dropout_rates, load_config, load_tokenizer, text_config, token_count
-from opd.prompts import PromptSet, load_prompts, stop_tokens
+from opd.prompts import PromptSet, load_prompts
 from opd.rollout.engine import RolloutEngine
-from opd.rollout.files import read_rollouts, step_file
+from opd.rollout.files import read_rollouts, recorded_temperature, step_file
 from opd.rollout.start import engine_type
+from opd.stop import StopTokens, stops_of
 from opd.teacher.check import check_tokenizers, check_vocabularies
 
 
@@ -39,46 +42,6 @@ class Evaluation(Protocol):
 
 MakeEvaluation = Callable[[EvaluateSettings, PreTrainedTokenizerBase, PromptSettings | None], Evaluation]
 """settings, the model's tokenizer, and the recipe's prompts, whose system message and template settings it shares."""
-
-
-ANOTHER_PROTOCOL = ("<|eom_id|>", "<|call|>", "<|observation|>")
-"""Declared end tokens that mean something else than the end of an answer (a tool is to be called)."""
-
-
-@dataclass(frozen=True)
-class StopTokens:
-    """The ids that student and teacher declare to end a turn; one outcome together where `merged`.
-
-    apart: ids that are never merged, because they mean something else.
-    """
-
-    student: list[int]
-    teacher: list[int]
-    merged: bool
-    apart: tuple[int, ...] = ()
-
-    @property
-    def every(self) -> tuple[int, ...]:
-        """Both models' ids that mean the end of an answer, ascending."""
-        return tuple(sorted({*self.student, *self.teacher} - {*self.apart}))
-
-    @property
-    def ends_rollouts(self) -> list[int]:
-        """What a rollout stops at: with a stop class any of its tokens, else the student's own."""
-        return sorted({*self.student, *self.every}) if self.merged else self.student
-
-    def words(self, tokenizer: PreTrainedTokenizerBase) -> str:
-        """One line: what both models declare, and what becomes of it."""
-
-        def named(ids: list[int]) -> str:
-            return ", ".join(f"{tokenizer.convert_ids_to_tokens(i)!r} ({i})" for i in ids)
-
-        if self.student == self.teacher and len(self.every) == 1:
-            return f"student and teacher end a turn with {named(self.student)}"
-        fate = "one outcome in every statistic and objective" if self.merged else "kept apart (stop_class: false)"
-        if self.merged and self.apart:
-            fate += f", but for {named(list(self.apart))}, which means something else"
-        return f"the student ends a turn with {named(self.student)}, the teacher with {named(self.teacher)}: {fate}"
 
 
 @dataclass(frozen=True)
@@ -123,12 +86,7 @@ def check(recipe: Recipe, make_evaluation: MakeEvaluation) -> Checked:
     ]
     for evaluation, config, model in zip(evaluations, configs, (student.model, teacher.model), strict=True):
         check_evaluation(recipe, evaluation, config, model)
-    stop = StopTokens(
-        stop_tokens(tokenizer, student.model, student.revision),
-        stop_tokens(teacher_tokenizer, teacher.model, teacher.revision),
-        merged=recipe.stop_class,
-        apart=tuple(i for token in ANOTHER_PROTOCOL if (i := tokenizer.get_vocab().get(token)) is not None),
-    )
+    stop = stops_of(recipe, tokenizer, teacher_tokenizer)
     return Checked(recipe, tokenizer, teacher_tokenizer, prompts, stop, *evaluations)
 
 
@@ -146,27 +104,40 @@ def check_needs(recipe: Recipe) -> None:
 
 
 def check_recorded(recipe: Recipe, vocabulary: int) -> None:
-    """DataError if recorded rollouts are missing, broken or too few for a step that the recipe trains."""
-    per_step = recipe.prompts_per_step * recipe.rollout.samples_per_prompt
+    """DataError if recorded rollouts are missing, broken too few, or sampled at another temperature."""
     for step in range(recipe.steps if recipe.rollout.path is not None else 0):
         path = step_file(recipe.rollout.path, step)
         try:
-            rollouts = read_rollouts(path)
+            rollouts, temperature = read_rollouts(path), recorded_temperature(path)
         except (ValueError, TypeError) as error:
             raise DataError(f"{path} does not hold rollouts ({error}); record them again") from None
-        if len(rollouts) != per_step:
-            raise DataError(
-                f"{path} holds {len(rollouts)} rollouts, and a step wants prompts_per_step {recipe.prompts_per_step} × "
-                f"rollout.samples_per_prompt {recipe.rollout.samples_per_prompt} = {per_step}; record with "
-                f"metrics.rollouts={per_step}, or ask for fewer"
-            )
-        longest, largest = max(len(r.token_ids) for r in rollouts), max(max(r.token_ids) for r in rollouts)
-        if longest > recipe.token_budget:
-            raise DataError(
-                f"{path}: a rollout of {longest} tokens passes token_budget {recipe.token_budget}; raise it"
-            )
-        if largest >= vocabulary:
-            raise DataError(f"{path}: token id {largest} is beyond the models' {vocabulary}; record with this student")
+        _check_recorded_step(schedules.at(recipe, step), path, rollouts, vocabulary)
+        _check_recorded_temperature(schedules.at(recipe, step), path, temperature)
+
+
+def _check_recorded_step(recipe: Recipe, path: Path, rollouts: list[Rollout], vocabulary: int) -> None:
+    per_step = recipe.prompts_per_step * recipe.rollout.samples_per_prompt
+    if len(rollouts) != per_step:
+        raise DataError(
+            f"{path} holds {len(rollouts)} rollouts, and a step wants prompts_per_step {recipe.prompts_per_step} × "
+            f"rollout.samples_per_prompt {recipe.rollout.samples_per_prompt} = {per_step}; record with "
+            f"metrics.rollouts={per_step}, or ask for fewer"
+        )
+    longest, largest = max(len(r.token_ids) for r in rollouts), max(max(r.token_ids) for r in rollouts)
+    if longest > recipe.token_budget:
+        raise DataError(f"{path}: a rollout of {longest} tokens passes token_budget {recipe.token_budget}; raise it")
+    if largest >= vocabulary:
+        raise DataError(f"{path}: token id {largest} is beyond the models' {vocabulary}; record with this student")
+
+
+def _check_recorded_temperature(recipe: Recipe, path: Path, temperature: float | None) -> None:
+    """A file without one is from before it was stored, or not of our making: it is taken at its word."""
+    asked = recipe.rollout.temperature
+    if temperature is not None and not math.isclose(temperature, asked):
+        raise DataError(
+            f"{path} was sampled at temperature {temperature}, and rollout.temperature here is {asked}; "
+            f"set rollout.temperature={temperature}, or record again"
+        )
 
 
 def check_context(recipe: Recipe, config: Any, model: str) -> None:
@@ -234,8 +205,6 @@ def check_machine(recipe: Recipe) -> None:
     for package, wanted in wanted_packages(recipe).items():
         if not importlib.util.find_spec(package):
             raise EngineError(f"{wanted}, and {package} is not installed; pip install {package}, or change the recipe")
-    if recipe.precision == "fp64":
-        raise EngineError("DeepSpeed and vLLM know no fp64, which exists for reference tests; take precision=fp32")
     if engine_type(recipe.rollout) == "transformers" and (given := recipe.rollout.for_vllm):
         raise EngineError(
             f"rollout.{', rollout.'.join(given)} belong to vllm and have no effect with transformers; remove them"

@@ -15,10 +15,23 @@ from jaxtyping import Float
 from torch import Tensor
 
 from opd.batch import Rollout, TokenTable
+from opd.objectives.base import Objective
 from opd.selection.scaling import clip_at_quantile, min_max, scaled_entropy
 
 Metrics = dict[str, float | int | None]
 """What a step measured, by name; METRICS says what each means."""
+
+PHASES = {
+    "start": "start: engine, teacher, student",
+    "step": "steps",
+    "evaluate": "evaluate, the teacher too",
+    "checkpoint": "checkpoints",
+    "export": "export",
+}
+"""Phases in order of time, in words; none is part of another, and together they are the run."""
+
+STEP_PHASES = ("generate", "reward", "score", "train", "sync")
+"""Phases that are parts of `step`."""
 
 METRICS: dict[str, tuple[str, str]] = {
     "loss": ("nats", "sum of the terms, each a mean over its own retained tokens of the step"),
@@ -41,6 +54,10 @@ METRICS: dict[str, tuple[str, str]] = {
     "term*/tokens": ("tokens", "tokens that the term retains"),
     "term*/weight": ("", "mean weight of the retained tokens: below 1 for a gate"),
     "term*/divergence_kept": ("share", "share of the step's total reverse KL that stands on the retained tokens"),
+    "term*/distrusted": (
+        "share",
+        "tgdpo: tokens of its pairs with f ≤ 0, which push the wrong way or, clamped, not",
+    ),
     "student_entropy": ("nats", "H_S, mean over all trained tokens"),
     "teacher_entropy": ("nats", "H_T, mean over all trained tokens"),
     "reverse_kl": ("nats", "KL(S‖T), mean over all trained tokens of this step's rollouts"),
@@ -57,7 +74,7 @@ METRICS: dict[str, tuple[str, str]] = {
     "step": ("steps", "optimizer steps so far, this one included"),
     "time/*": (
         "s",
-        "wall seconds of a phase: generate, reward, score, train, sync and their sum, step; what is done between two "
+        f"wall seconds of a phase: {', '.join(STEP_PHASES)} and their sum, step; what is done between two "
         "steps (start, evaluate, checkpoint) stands in the line of the next step",
     ),
     "memory/*": ("GiB", "peak resident (CPU) or allocated (CUDA) memory of a phase on rank 0"),
@@ -120,6 +137,12 @@ def token_metrics(table: TokenTable, weights: list[Tensor], *, cuts: tuple[float
             at_medians = quadrants(h_C, d_C, cuts=(float(h_C.quantile(0.5)), float(d_C.quantile(0.5))))
             metrics["Q1_at_medians"] = at_medians["Q1"]
     return metrics
+
+
+def objective_metrics(objectives: list[Objective], table: TokenTable, weights: list[Tensor]) -> Metrics:
+    """What each term's objective says of the table that trained; the same on every rank."""
+    terms = enumerate(zip(objectives, weights, strict=True))
+    return {f"term{i}/{name}": value for i, (o, w_C) in terms for name, value in o.metrics(table, w_C).items()}
 
 
 def training_share(table: TokenTable, weights: list[Tensor], *, of: int) -> float:

@@ -161,21 +161,6 @@ def render(
         ) from None
 
 
-def stop_tokens(tokenizer: PreTrainedTokenizerBase, model: str, revision: str | None = None) -> list[int]:
-    """The ids that end a turn: the tokenizer's, and those of the model's generation config."""
-    from transformers import GenerationConfig
-
-    ids = {tokenizer.eos_token_id}
-    try:
-        declared = GenerationConfig.from_pretrained(model, revision=revision).eos_token_id
-        ids |= set(declared if isinstance(declared, list) else [declared])
-    except OSError:
-        pass
-    if not (found := sorted(i for i in ids if i is not None)):
-        raise DataError(f"the tokenizer of {model!r} declares no end token; set eos_token in its folder")
-    return found
-
-
 def _cell(row: dict[str, Any], column: str, number: int, settings: PromptSettings) -> str | list[dict[str, Any]]:
     """The row's question: text, or chat messages that end with the user's."""
     value = row.get(column)

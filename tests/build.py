@@ -109,7 +109,7 @@ PLAIN = {
     "loss": [{"objective": {"type": "reverse_kl"}}],
     "stop_class": False,
     "token_budget": 4096,
-    "precision": "fp64",
+    "precision": "fp32",
 }
 
 

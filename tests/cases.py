@@ -130,7 +130,7 @@ def recipe(name: str = "all", **more: Any) -> Recipe:
         "loss": LOSSES[name],
         "stop_class": False,
         "token_budget": 4096,
-        "precision": "fp64",
+        "precision": "fp32",
         "metrics": {"full_every": 1},
     }
     return parse_recipe(data | BESIDE.get(name, {}) | more)

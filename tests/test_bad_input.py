@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 import yaml
 
+from opd.batch import Rollout
 from opd.cli import main
 from opd.recipe_text import load_recipe
+from opd.rollout.files import write_rollouts
 from opd.run import RunFolder
 from opd.teacher.settings import LocalTeacherSettings
 
@@ -47,7 +49,7 @@ OVERRIDES = {
     "unknown objective": ("loss.0.objective.type=nkd", ["no type 'nkd'", "'reverse_kl', 'forward_kl', 'jsd'"]),
     "unknown engine": ("rollout.type=sglang", ["rollout.type can't be 'sglang'", "'vllm'", "'transformers'"]),
     "unknown teacher": ("teacher.type=served", ["teacher.type can't be 'served'", "'local'"]),
-    "unknown precision": ("precision=fp16", ["precision can't be 'fp16'", "'bf16', 'fp32' or 'fp64'"]),
+    "unknown precision": ("precision=fp16", ["precision can't be 'fp16'", "'bf16' or 'fp32'"]),
     "no =": ("steps", ["override 'steps' has no '='", "key.path=value"]),
     "not YAML": ("steps={a: [}", ["override 'steps={a: [}'", "not YAML"]),
     "python object": ("steps=!!python/object/apply:os.system [ls]", ["not YAML", "os.system"]),
@@ -253,6 +255,18 @@ def test_broken_recorded_rollouts_are_named(command, recipe, refused):
     }.items():
         Path("recorded/step-000001.jsonl").write_text(content)
         contains(refused(command, write(recipe)), "recorded/step-000001.jsonl", words)
+
+
+@BOTH
+def test_recorded_rollouts_of_another_temperature_are_named(command, recipe, refused):
+    recipe["rollout"] |= {"type": "recorded", "path": "recorded", "samples_per_prompt": 1}
+    recipe["prompts_per_step"] = 1
+    rollout = Rollout([1, 7, 9], [False, True, True], [-0.5, -0.5], [0, 0], "stop", 0)
+    write_rollouts(Path("recorded/step-000001.jsonl"), [rollout], [{"temperature": 0.7}])
+    line = refused(command, write(recipe), "rollout.temperature=0.8")
+    contains(line, "recorded/step-000001.jsonl", "temperature 0.7", "rollout.temperature here is 0.8")
+    write_rollouts(Path("recorded/step-000001.jsonl"), [rollout])
+    contains(refused(command, write(recipe), "rollout.temperature=0.8"), "step-000002.jsonl")  # an old file passes
 
 
 def copied(toy: Path, name: str) -> Path:

@@ -1,6 +1,7 @@
 """The seams of the architecture, walked over the source: who imports whom, what is documented, how wide a call is."""
 
 import ast
+import re
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
@@ -14,7 +15,8 @@ FILES = sorted(p for folder in ("opd", "eval") for p in (ROOT / folder).rglob("*
 TREES = {p: ast.parse(p.read_text()) for p in FILES}
 MATHEMATICS = ("opd/head/", "opd/objectives/", "opd/selection/", "opd/advantages.py", "opd/packing.py", "opd/seeds.py")
 ENGINES = ("transformers", "vllm", "deepspeed", "accelerate", "torch.distributed")
-MACHINERY = tuple(f"opd.{m}" for m in ("models", "student", "distributed", "rollout", "teacher", "train"))
+MACHINERY = ("models", "student", "distributed", "rollout", "teacher", "parts", "stop", "evaluation", "train")
+MACHINERY = tuple(f"opd.{part}" for part in MACHINERY)
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -92,6 +94,14 @@ def test_everything_public_has_a_docstring(path):
     tree = TREES[path]
     assert ast.get_docstring(tree), f"{name(path)} says nothing about itself"
     assert [node.name for node in public(tree) if not ast.get_docstring(node)] == []
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if p.name == "__init__.py"], ids=name)
+def test_a_packages_docstring_names_all_that_lives_there(path):
+    there = {f"{p.name}/" if (p / "__init__.py").is_file() else p.name for p in path.parent.iterdir()}
+    there = {part for part in there if part.endswith((".py", "/")) and not part.startswith("__")}
+    said = set(re.findall(r"[\w.]+(?:\.py|/)", ast.get_docstring(TREES[path])))
+    assert sorted(there - said) == []
 
 
 @pytest.mark.parametrize("path", FILES, ids=name)

@@ -4,7 +4,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from opd.metrics import METRICS, quadrants, repetitive, rollout_metrics, token_metrics, training_share
+from opd.metrics import (
+    METRICS,
+    objective_metrics,
+    quadrants,
+    repetitive,
+    rollout_metrics,
+    token_metrics,
+    training_share,
+)
+from opd.objectives.tgdpo import TGDPO
 from opd.selection.scaling import min_max, scaled_entropy
 from tests.build import random_table, states, statistics, token_table
 from tests.oracle import assert_close, cases
@@ -63,8 +72,10 @@ def test_a_term_reports_what_it_keeps_and_how_much_divergence_stands_there():
 def test_every_metric_of_a_step_is_documented():
     table = random_table([3, 2])
     metrics = rollout_metrics(table, [], stop=(1,)) | token_metrics(table, [torch.ones(5)], cuts=(0.5, 0.5))
+    table = table.with_statistics({"reference_logprob": table["teacher_logprob"]} | table.statistics)
+    metrics |= objective_metrics([TGDPO()], table, [torch.ones(5)])
     assert {name.replace("term0/", "term*/") for name in metrics} <= set(METRICS)
-    assert {"Q1", "gap", "gap_p99", "sampled_reverse_kl", "student_stop_mass", "advantage"} <= set(metrics)
+    assert {"term0/distrusted", "Q1", "gap_p99", "sampled_reverse_kl", "student_stop_mass", "advantage"} <= set(metrics)
 
 
 def test_the_density_of_stops_counts_every_end_token():

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from opd.batch import Prompt
 from opd.config import PromptSettings
 from opd.errors import DataError
-from opd.prompts import PromptSet, load_prompts, render, stop_tokens
+from opd.prompts import PromptSet, load_prompts, render
 
 TEMPLATE = "{% for m in messages %}{{ '<pad>' if m['role'] == 'system' else '<unk>' }}{{ m['content'] }}{% endfor %}"
 GENERATION = "{% if add_generation_prompt %}={% endif %}{{ note or '' }}"
@@ -118,14 +118,3 @@ def test_order_depends_on_seed_and_epoch_alone():
     assert epoch != [p.index for p in prompts.of_step(1, 50, seed=0)], "a new order each epoch"
     assert epoch != [p.index for p in prompts.of_step(0, 50, seed=1)]
     assert epoch != sorted(epoch)
-
-
-def test_stop_tokens_are_the_tokenizers_and_the_generation_configs(toy, tmp_path):
-    tokenizer = AutoTokenizer.from_pretrained(toy / "student")
-    assert stop_tokens(tokenizer, str(toy / "student")) == [tokenizer.eos_token_id]
-    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [5, 1]}))
-    assert stop_tokens(tokenizer, str(tmp_path)) == [1, 5]
-    tokenizer.eos_token = None
-    (tmp_path / "generation_config.json").write_text("{}")
-    with pytest.raises(DataError, match="no end token"):
-        stop_tokens(tokenizer, str(tmp_path))

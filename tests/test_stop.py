@@ -3,22 +3,24 @@
 Each gives the other's token about 1e-11, as was seen between Base students and chat teachers (arXiv 2609.20511).
 """
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from opd import schedules
 from opd.batch import Prompt
 from opd.distributed import Ranks, Update
-from opd.doctor import StopTokens
+from opd.errors import DataError
 from opd.metrics import Clock
 from opd.rollout.source import live
 from opd.rollout.transformers import TransformersEngine
 from opd.step import Run, step
+from opd.stop import StopTokens, stop_report, stop_tokens
 from opd.student import Student
-from opd.teacher.check import stop_report
 from opd.teacher.local import LocalTeacher
 from recipes.quickstart.make_models import character_tokenizer
 from tests import cases, reference
@@ -129,3 +131,14 @@ def test_a_token_of_another_protocol_is_never_merged_but_still_ends_a_rollout():
     stop = StopTokens(student=[7, 9], teacher=[8, 9], merged=True, apart=(7,))
     assert stop.every == (8, 9) and stop.ends_rollouts == [7, 8, 9]
     assert StopTokens(student=[7, 9], teacher=[8, 9], merged=False).ends_rollouts == [7, 9]
+
+
+def test_stop_tokens_are_the_tokenizers_and_the_generation_configs(toy, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(toy / "student")
+    assert stop_tokens(tokenizer, str(toy / "student")) == [tokenizer.eos_token_id]
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [5, 1]}))
+    assert stop_tokens(tokenizer, str(tmp_path)) == [1, 5]
+    tokenizer.eos_token = None
+    (tmp_path / "generation_config.json").write_text("{}")
+    with pytest.raises(DataError, match="no end token"):
+        stop_tokens(tokenizer, str(tmp_path))

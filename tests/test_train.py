@@ -13,13 +13,15 @@ from opd import train as main_job
 from opd.batch import Rollout
 from opd.config import Recipe
 from opd.distributed import Ranks, Update
-from opd.doctor import Checked, StopTokens
+from opd.doctor import Checked
 from opd.errors import TrainingError
+from opd.parts import Parts
 from opd.prompts import PromptSet
-from opd.rollout.files import read_rollouts
+from opd.rollout.files import read_rollouts, recorded_temperature, step_file
 from opd.rollout.source import Source
 from opd.run import RunFolder
-from opd.train import Parts, one_step, train
+from opd.stop import StopTokens
+from opd.train import one_step, train
 from recipes.quickstart.make_models import character_tokenizer
 from tests import cases, reference
 
@@ -124,6 +126,8 @@ def test_a_step_takes_its_ramps_values_and_logs_them(tmp_path: Path):
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["schedule/loss.0.select.keep"] for line in lines] == pytest.approx([0.2, 0.4, 0.6])
     assert [line["schedule/rollout.temperature"] for line in lines] == pytest.approx([1.0, 0.75, 0.5]) == seen
+    files = [step_file(tmp_path / "run" / "rollouts", index) for index in range(3)]
+    assert [recorded_temperature(file) for file in files] == seen, "a recorded source can be checked against it"
     assert [line["lr"] for line in lines] == pytest.approx([1e-3, 2e-3 / 3, 1e-3 / 3])
     counts = [[max(1, int(k * r.length)) if r.length else 0 for r in cases.rollouts()] for k in (0.2, 0.4, 0.6)]
     assert [line["term0/tokens"] for line in lines] == [sum(c) for c in counts]

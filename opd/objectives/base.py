@@ -29,6 +29,10 @@ class Objective(Record):
     reads_teacher: ClassVar[bool] = True
     """Whether the teacher's whole distribution at a token is read."""
 
+    def metrics(self, table: TokenTable, weight_C: Float[Tensor, " C"]) -> dict[str, float]:
+        """What the objective says of a step beside its loss, by name."""
+        return {}
+
 
 class DenseObjective(Objective):
     """A loss that is a sum over outcomes of an elementwise function f(log p_S, log p_T).

@@ -16,8 +16,8 @@ class TGDPO(ChosenObjective):
 
     f_w = 1 + αr̂, f_l = 1 − αr̂, r̂ = β log π_T/π_ref without gradient; π_ref is the student at start. A pair is a
     prompt's best and worst rollout by reward; a tie makes none. arXiv 2506.14574, Eq. 13; α = 0 is DPO. f may go
-    negative and then pushes the wrong way: `clamp` cuts it at 0. A token counts where its weight is above 0; a gate's
-    size changes nothing here.
+    negative and then pushes the wrong way: `clamp` cuts it at 0, and the metric `distrusted` says how often it happens.
+    A token counts where its weight is above 0; a gate's size changes nothing here.
     """
 
     type: Literal["tgdpo"] = "tgdpo"
@@ -36,8 +36,7 @@ class TGDPO(ChosenObjective):
             return log_p_CK.sum() * 0
         rollout_C = table.rollout_C
         best, worst = (torch.tensor(side) for side in zip(*found, strict=True))
-        part_B = log_p_CK.new_zeros(len(table.length_B))
-        sign_C = torch.isin(rollout_C, best).to(log_p_CK) - torch.isin(rollout_C, worst).to(log_p_CK)
+        part_B, sign_C = log_p_CK.new_zeros(len(table.length_B)), signs(table, found)
         term_C = self.beta * self.trust(table, sign_C) * (log_p_CK.squeeze(-1) - table["reference_logprob"])
         part_B = part_B.index_add(0, rollout_C, torch.where(kept_C, (term_C + 0 * weight_C) * sign_C.abs(), 0))
         return -torch.nn.functional.logsigmoid(part_B[best] - part_B[worst]).mean()
@@ -47,6 +46,19 @@ class TGDPO(ChosenObjective):
         guide_C = self.beta * (table["teacher_logprob"] - table["reference_logprob"]).to(sign_C)
         trust_C = 1 + self.alpha * sign_C * guide_C
         return trust_C.clamp_min(0) if self.clamp else trust_C
+
+    def metrics(self, table: TokenTable, weight_C: Float[Tensor, " C"]) -> dict[str, float]:
+        """distrusted: share of the pairs' tokens with f ≤ 0; NaN without a pair."""
+        kept_C = ~(weight_C <= 0)
+        sign_C = signs(table, pairs(table.rows(kept_C.nonzero().squeeze(-1))))
+        trust_C = self.trust(table, sign_C)[kept_C & (sign_C != 0)]
+        return {"distrusted": float((trust_C <= 0).double().mean())}
+
+
+def signs(table: TokenTable, found: list[tuple[int, int]]) -> Float[Tensor, " C"]:
+    """1 for tokens of a pair's better rollout, −1 for those of its worse, 0 for the rest; float64."""
+    best, worst = (torch.tensor([pair[side] for pair in found], dtype=torch.long) for side in (0, 1))
+    return torch.isin(table.rollout_C, best).double() - torch.isin(table.rollout_C, worst).double()
 
 
 def pairs(table: TokenTable) -> list[tuple[int, int]]:

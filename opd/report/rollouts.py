@@ -6,6 +6,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+from opd import schedules
+from opd.config import Recipe
 from opd.doctor import Checked
 from opd.rollout.files import step_file, write_rollouts
 from opd.step import Outcome
@@ -15,8 +17,16 @@ def record_rollouts(folder: Path, index: int, outcome: Outcome, texts: list[str]
     """The step's first `metrics.rollouts` rollouts as JSONL; `rollout.path` of another recipe can read them again."""
     shown = outcome.rollouts[: checked.recipe.metrics.rollouts]
     if shown:
-        more = [_more(i, text, outcome, checked) for i, text in zip(range(len(shown)), texts, strict=False)]
+        sampled_at = _temperature(checked.recipe, index)
+        more = [
+            _more(i, text, outcome, checked) | sampled_at for i, text in zip(range(len(shown)), texts, strict=False)
+        ]
         write_rollouts(step_file(folder, index), shown, more)
+
+
+def _temperature(recipe: Recipe, index: int) -> dict[str, float]:
+    """What the step sampled at; nothing of rollouts that another run sampled."""
+    return {} if recipe.rollout.path else {"temperature": schedules.at(recipe, index).rollout.temperature}
 
 
 def _more(i: int, text: str, outcome: Outcome, checked: Checked) -> dict:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from opd.metrics import Metrics
+from opd.metrics import PHASES, STEP_PHASES, Metrics
 from opd.run import RunFolder
 
 ROWS = {"teacher": "teacher", "student_start": "student, start", "student_end": "student, end"}
@@ -52,31 +53,23 @@ def divergence_line(metrics: list[Metrics]) -> str:
     return f"reverse KL on fresh rollouts: {start:.4f} nats a token in step {first}, {end:.4f} in step {last}"
 
 
-PHASES = {
-    "start": "start: engine, teacher, student",
-    "step": "steps",
-    "generate": "  generate",
-    "reward": "  reward",
-    "score": "  score",
-    "train": "  train",
-    "sync": "  sync",
-    "evaluate": "evaluate, the teacher too",
-    "checkpoint": "checkpoints",
-    "export": "export",
-}
-"""Phases in order of time; the indented ones are parts of the steps."""
-
-
 def phase_table(phases: dict[str, float]) -> Table:
     """Wall seconds and peak memory of each phase of the whole run, resumed or not."""
     table = Table(title="where the time went", title_justify="left")
     for column in ("phase", "seconds", "peak GiB"):
         table.add_column(column, justify="left" if column == "phase" else "right")
-    for name, words in PHASES.items():
+    for name, words in _phase_words():
         if f"time/{name}" in phases:
             table.add_row(words, f"{phases[f'time/{name}']:.1f}", f"{phases[f'memory/{name}']:.2f}")
-    outer = [name for name, words in PHASES.items() if not words.startswith(" ") and f"time/{name}" in phases]
+    outer = [name for name in PHASES if f"time/{name}" in phases]
     total, peak = (pick(phases[f"{of}/{n}"] for n in outer) for pick, of in ((sum, "time"), (max, "memory")))
     table.add_section()
     table.add_row("total", f"{total:.1f}", f"{peak:.2f}")
     return table
+
+
+def _phase_words() -> Iterator[tuple[str, str]]:
+    for name, words in PHASES.items():
+        yield name, words
+        if name == "step":
+            yield from ((part, f"  {part}") for part in STEP_PHASES)

@@ -24,6 +24,12 @@ def read_rollouts(path: Path) -> list[Rollout]:
     return [Rollout(**{k: v for k, v in line.items() if k in names}) for line in lines]
 
 
+def recorded_temperature(path: Path) -> float | None:
+    """The temperature at which a step's rollouts were sampled, where its file says it; all of a file share one."""
+    with path.open() as lines:
+        return json.loads(next(lines, "{}")).get("temperature")
+
+
 def write_rollouts(path: Path, rollouts: list[Rollout], more: list[dict] | None = None) -> None:
     """One JSON line a rollout, with whatever `more` says about each."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -8,11 +8,14 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from opd.record import Record, scheduled
 
+EngineName = Literal["auto", "vllm", "transformers"]
+"""What samples; auto takes vllm where it is installed, else transformers."""
+
 
 class RolloutSettings(Record):
     """How the student samples: engine, length, temperature. Whole distributions only: no top-p, no top-k."""
 
-    type: Literal["auto", "vllm", "transformers", "recorded"] = "auto"
+    type: Literal[EngineName, "recorded"] = "auto"
     """auto takes vllm where it is installed, else transformers, and says so; recorded reads `path`."""
     path: str | None = None
     """Folder of recorded rollouts (`rollouts/` of another run), for type recorded."""

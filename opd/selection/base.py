@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -15,6 +15,14 @@ from opd.batch import TokenTable
 from opd.record import Record, Share, as_number, scheduled
 
 Scope = Literal["rollout", "batch"]
+Keep = Annotated[
+    scheduled(Share),
+    Field(description="Share of tokens to keep, max(1, ⌊keep·L⌋) of L; or a ramp {start, end, shape} over the run."),
+]
+Per = Annotated[
+    Scope,
+    Field(description="What competes for a place: the tokens of each rollout, or those of the whole batch."),
+]
 Draw = Callable[[int], torch.Generator]
 """rollout index → the generator that its draws come from (keyed by run seed, step and rollout)."""
 
@@ -57,12 +65,10 @@ class TokenSelector(Record):
 class ScoreSelector(TokenSelector):
     """Ranks tokens by `score` and keeps a share of them; ties go to the earlier token."""
 
-    keep: scheduled(Share) = 0.5
-    """Share of tokens to keep, max(1, ⌊keep·L⌋) of L; or a ramp {start, end, shape} over the run."""
+    keep: Keep = 0.5
     choose: Literal["top", "bottom", "sample", "gate"] = "top"
     """The highest scores, the lowest, a draw without replacement with p ∝ score, or the score itself as weight."""
-    per: Scope = Field(default="rollout")
-    """What competes for a place: the tokens of each rollout, or those of the whole batch."""
+    per: Per = "rollout"
 
     @model_validator(mode="after")
     def _gate_keeps_all(self) -> ScoreSelector:

@@ -8,7 +8,7 @@ from pydantic import model_validator
 from torch import Tensor
 
 from opd.batch import TokenTable
-from opd.selection.base import ScaledSelector, Scope
+from opd.selection.base import Per, ScaledSelector
 from opd.selection.scaling import min_max, scaled_entropy, soft_or
 
 NEEDS = {
@@ -30,8 +30,7 @@ class D3S(ScaledSelector):
     type: Literal["d3s"] = "d3s"
     token_score: Literal["product", "soft_or", "entropy", "divergence", "random"] = "product"
     """product is |A|·H_S; soft_or is |A|·(1 − (1−ĥ)(1−δ̂)); the last three leave the advantage out."""
-    per: Scope = "batch"
-    """What competes for a place: the tokens of each rollout, or those of the whole batch."""
+    per: Per = "batch"
 
     @model_validator(mode="after")
     def _nothing_ignored(self) -> "D3S":

@@ -7,8 +7,7 @@ from pydantic import Field
 from torch import Tensor
 
 from opd.batch import TokenTable
-from opd.record import Share, scheduled
-from opd.selection.base import ScoreSelector
+from opd.selection.base import Keep, ScoreSelector
 
 
 class Dial(ScoreSelector):
@@ -19,8 +18,7 @@ class Dial(ScoreSelector):
     """
 
     type: Literal["dial"] = "dial"
-    keep: scheduled(Share) = 0.4
-    """Share of tokens to keep, max(1, ⌊keep·L⌋) of L; or a ramp {start, end, shape} over the run."""
+    keep: Keep = 0.4
     beta: Annotated[float, Field(ge=0, le=1)] = 1.0
     """β: 0 ranks by the log-ratio, 1 by the difference."""
     needs: ClassVar[tuple[str, ...]] = ("student_logprob", "teacher_logprob")

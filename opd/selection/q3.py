@@ -6,8 +6,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from opd.batch import TokenTable
-from opd.record import Share, scheduled
-from opd.selection.base import ScaledSelector
+from opd.record import Share
+from opd.selection.base import Keep, ScaledSelector
 from opd.selection.scaling import scaled_entropy
 
 
@@ -18,8 +18,7 @@ class Q3(ScaledSelector):
     """
 
     type: Literal["q3"] = "q3"
-    keep: scheduled(Share) = 0.1
-    """Share of tokens to keep, max(1, ⌊keep·L⌋) of L; or a ramp {start, end, shape} over the run."""
+    keep: Keep = 0.1
     clip: Share = 0.98
     """Quantile of the scope at which the entropy is clipped."""
     needs: ClassVar[tuple[str, ...]] = ("student_entropy", "forward_kl")

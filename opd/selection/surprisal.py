@@ -6,8 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from opd.batch import TokenTable
-from opd.record import Share, scheduled
-from opd.selection.base import ScoreSelector
+from opd.selection.base import Keep, ScoreSelector
 
 
 class Surprisal(ScoreSelector):
@@ -17,8 +16,7 @@ class Surprisal(ScoreSelector):
     """
 
     type: Literal["surprisal"] = "surprisal"
-    keep: scheduled(Share) = 0.2
-    """Share of tokens to keep, max(1, ⌊keep·L⌋) of L; or a ramp {start, end, shape} over the run."""
+    keep: Keep = 0.2
     needs: ClassVar[tuple[str, ...]] = ("student_logprob",)
 
     def score(self, table: TokenTable) -> Float[Tensor, " C"]:

@@ -1,30 +1,16 @@
-"""The comparison: statistics against scipy and by hand, what is run and what is not, and what is written."""
+"""The comparison: what is run and what is not, and what is written."""
 
 import json
 import zlib
 from pathlib import Path
 
-import numpy as np
 import pytest
-import scipy.stats
 
-from eval.comparison import (
-    ARMS,
-    Arm,
-    arms_named,
-    by_command,
-    caption,
-    detectable,
-    holm,
-    jobs_of,
-    outcome,
-    paired,
-    report,
-    results_of,
-    run_all,
-    table,
-    teacher_score,
-)
+from eval.comparison.arms import ARMS, Arm, arms_named
+from eval.comparison.report import report
+from eval.comparison.results import outcome, results_of
+from eval.comparison.runs import by_command, jobs_of, run_all, teacher_score
+from eval.comparison.table import caption, table
 from opd.errors import RecipeError, RunError, TrainingError
 from opd.recipe_text import load_recipe
 from opd.selection import SELECTORS
@@ -150,38 +136,6 @@ def test_an_outcome_sums_the_tokens_that_were_trained_on(tmp_path):
     assert found["start"]["score"] == 0.7 and 0.8 <= found["score"] < 0.9
 
 
-OURS, THEIRS = [0.90, 0.92, 0.95, 0.91, 0.89], [0.85, 0.90, 0.91, 0.90, 0.86]
-
-
-def test_paired_differences_by_hand():
-    """d = .05 .02 .04 .01 .03: mean .03, sd .015811, se .0070711, t = 4.2426 with 4 degrees of freedom, p = .013236."""
-    found = paired(OURS, THEIRS)
-    assert found.difference == pytest.approx(0.03)
-    assert found.p == pytest.approx(0.0132357, abs=1e-6)
-    half = 2.7764451 * 0.0158113883 / 5**0.5
-    assert (found.low, found.high) == (pytest.approx(0.03 - half), pytest.approx(0.03 + half))
-    assert paired(THEIRS, OURS).difference == pytest.approx(-0.03)
-
-
-def test_differences_without_spread():
-    assert paired([0.5, 0.6], [0.5, 0.6]).p == 1.0
-    assert paired([0.5, 0.75], [0.25, 0.5]).p == 0.0
-
-
-def test_the_detectable_difference_is_found_as_often_as_it_says():
-    rng = np.random.default_rng(0)
-    shift = detectable(2.0, 5)
-    p = scipy.stats.ttest_1samp(rng.normal(shift, 2.0, (20_000, 5)), 0.0, axis=1).pvalue
-    assert np.mean(p < 0.05) == pytest.approx(0.8, abs=0.01)
-    assert detectable(2.0, 2000) == pytest.approx(2.0 * (1.959964 + 0.841621) / 2000**0.5, rel=2e-3)
-    assert detectable(4.0, 5) == pytest.approx(2 * shift)
-
-
-def test_holm_by_hand():
-    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert holm([0.9, 0.8]) == [1.0, 1.0] and holm([]) == []
-
-
 def test_the_report_has_the_untrained_student_the_teacher_and_every_arm(tmp_path):
     planned = jobs(tmp_path / "runs", seeds=3)
     run_all(planned, FakeOpd(), at_once=1)
@@ -208,6 +162,13 @@ def test_an_arm_without_its_control_is_compared_with_full_alone():
     results = results_of({"full": {0: one}, "q3-20": {0: one | {"score": 0.9}}}, TEACHER)
     assert results["arms"]["q3-20"]["against"]["full"]["score"] == {"difference": pytest.approx(0.1)}
     assert set(results["arms"]["q3-20"]["against"]) == {"full"} and "+10.0" in table(results)
+
+
+def test_the_committed_table_follows_from_the_committed_runs():
+    results = json.loads((RECIPE.parent / "results.json").read_text())
+    runs = {arm: {int(seed): o for seed, o in by_seed.items()} for arm, by_seed in results["runs"].items()}
+    again = results_of(runs, results["teacher"])
+    assert f"{table(again)}\n{caption(again)}\n" == (RECIPE.parent / "table.md").read_text()
 
 
 def test_shares_are_read_from_names():

@@ -1,10 +1,12 @@
 """Numbers that the papers' notes quote (methods.md), written out by hand."""
 
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 
+from opd.batch import TokenTable
 from opd.head.tile import TopScores
 from opd.objectives import OBJECTIVES
 from opd.objectives.tgdpo import pairs
@@ -72,15 +74,27 @@ def test_a_renormalised_list_lets_the_tail_grow_and_a_bucket_does_not():
     ("alpha", "beta", "value"), [(0, 0.1, 0.688160), (0.5, 0.1, 0.689828), (2, 0.1, 0.694849), (0.5, 1, 0.817534)]
 )
 def test_tgdpo_of_one_pair(alpha, beta, value):
+    chosen = OBJECTIVES["tgdpo"](alpha=alpha, beta=beta).choose(quoted_pair(1.0, 0.0), torch.ones(5))
+    assert_close(chosen.value, value, 1e-6)
+
+
+@pytest.mark.parametrize("clamp", [False, True])
+def test_tgdpo_says_how_many_tokens_of_a_pair_push_the_wrong_way(clamp):
+    """α = 5, β = 1: f = 3, −.5, 3.5 in the better rollout and 6.5, −1.5 in the worse."""
+    objective = OBJECTIVES["tgdpo"](alpha=5.0, beta=1.0, clamp=clamp)
+    assert objective.metrics(quoted_pair(1.0, 0.0), torch.ones(5)) == {"distrusted": pytest.approx(2 / 5)}
+    assert objective.metrics(quoted_pair(1.0, 0.0), torch.tensor([1.0, 0, 1, 1, 1])) == {"distrusted": 1 / 4}
+    assert math.isnan(objective.metrics(quoted_pair(1.0, 1.0), torch.ones(5))["distrusted"])
+
+
+def quoted_pair(*rewards: float) -> TokenTable:
     columns = {
         "student_logprob": [-1, -0.5, -2, -0.7, -1.5],
         "reference_logprob": [-1.2, -0.6, -1.5, -0.9, -1],
         "teacher_logprob": [-0.8, -0.9, -1, -2, -0.5],
     }
     columns = {name: torch.tensor(column, dtype=torch.float64) for name, column in columns.items()}
-    table = token_table([3, 2], columns, reward_B=torch.tensor([1.0, 0.0]))
-    chosen = OBJECTIVES["tgdpo"](alpha=alpha, beta=beta).choose(table, torch.ones(5))
-    assert_close(chosen.value, value, 1e-6)
+    return token_table([3, 2], columns, reward_B=torch.tensor(rewards))
 
 
 @pytest.mark.parametrize(

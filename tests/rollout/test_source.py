@@ -11,7 +11,7 @@ from opd.batch import Prompt, Rollout
 from opd.distributed import Ranks
 from opd.errors import DataError
 from opd.rollout.engine import RolloutEngine, Sampling
-from opd.rollout.files import read_rollouts, step_file, write_rollouts
+from opd.rollout.files import read_rollouts, recorded_temperature, step_file, write_rollouts
 from opd.rollout.settings import RolloutSettings
 from opd.rollout.source import live, recorded
 from opd.rollout.start import engine_type
@@ -37,6 +37,16 @@ def test_what_more_is_said_about_each_is_left_out_again(tmp_path: Path):
     assert read_rollouts(path) == ROLLOUTS
     with pytest.raises(ValueError, match="zip"):
         write_rollouts(path, ROLLOUTS, [{}])
+
+
+def test_a_file_says_at_which_temperature_it_was_sampled_or_nothing(tmp_path: Path):
+    path = tmp_path / "r.jsonl"
+    write_rollouts(path, ROLLOUTS, [{"temperature": 0.7}] * 2)
+    assert recorded_temperature(path) == 0.7 and read_rollouts(path) == ROLLOUTS
+    write_rollouts(path, ROLLOUTS)
+    assert recorded_temperature(path) is None
+    path.write_text("")
+    assert recorded_temperature(path) is None
 
 
 def test_recorded_steps_are_read_one_by_one(tmp_path: Path):

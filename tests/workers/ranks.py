@@ -17,7 +17,7 @@ from deepspeed.utils import safe_get_full_grad, safe_get_full_optimizer_state
 from opd import distributed
 from opd.distributed import Ranks, Trainer, Update, gathered
 from opd.models import DTYPES
-from opd.train import optimizer_for
+from opd.parts import optimizer_for
 from recipes.quickstart.make_models import character_tokenizer
 from tests import cases
 

@@ -1,0 +1,56 @@
+"""Scores of teacher and student on held-out problems, and how far apart both are on fixed text."""
+
+from __future__ import annotations
+
+from opd import schedules
+from opd.batch import Rollout
+from opd.distributed import Ranks
+from opd.doctor import Checked
+from opd.metrics import Clock
+from opd.parts import Parts, engine_for
+from opd.rollout.engine import Sampling
+from opd.rollout.files import read_rollouts, write_rollouts
+from opd.run import RunFolder
+from opd.step import divergences
+
+
+def evaluate_teacher(checked: Checked, folder: RunFolder, ranks: Ranks, clock: Clock) -> None:
+    """The teacher's score, once a run, by an engine of its own that is closed again."""
+    settings, teacher = checked.recipe.evaluate, checked.recipe.teacher
+    if not settings or not settings.teacher or ranks.from_main("teacher" in folder.scores().get(settings.task, {})):
+        return
+    with clock("evaluate"):
+        engine = engine_for(checked, ranks, teacher, checked.stop.teacher)
+        score = checked.teacher_evaluation(engine)
+        engine.close()
+    if ranks.is_main:
+        folder.add_score(settings.task, "teacher", score)
+    ranks.barrier()
+
+
+def evaluate_student(parts: Parts, who: str, *, steps: int) -> None:
+    """The student's score on the engine that is up, and both KLs on the start student's text; once each a run."""
+    settings, folder, run = parts.checked.recipe.evaluate, parts.folder, parts.run
+    if not settings or run.ranks.from_main(who in folder.scores().get(settings.task, {})):
+        return
+    with run.clock("evaluate"):
+        score = parts.checked.evaluation(parts.engine) | {"steps": steps}
+        if settings.fixed_text:
+            score["fixed_text"] = divergences(run, fixed_text(parts))
+    if run.ranks.is_main:
+        folder.add_score(settings.task, who, score)
+    run.ranks.barrier()
+
+
+def fixed_text(parts: Parts) -> list[Rollout]:
+    """Rollouts of the start student on held-out problems, sampled once a run and kept."""
+    recipe, path, ranks = parts.checked.recipe, parts.folder.fixed_text, parts.run.ranks
+    if not ranks.from_main(path.exists()):
+        prompts = parts.checked.evaluation.prompts[: recipe.evaluate.fixed_text]
+        key = ("fixed_text", recipe.seed)
+        rollout = schedules.at(recipe, 0).rollout
+        sampling = Sampling(1, rollout.max_new_tokens, rollout.temperature, key)
+        rollouts = parts.engine.generate(prompts, sampling)
+        if ranks.is_main:
+            write_rollouts(path, rollouts)
+    return ranks.from_main(read_rollouts(path) if ranks.is_main else None)

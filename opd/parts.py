@@ -1,0 +1,135 @@
+"""The parts of a run, each built from a checked recipe: engine, teacher, student, optimizer, grader, source."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from opd.batch import Rollout
+from opd.config import Recipe
+from opd.distributed import Ranks
+from opd.doctor import Checked, longest_held_out
+from opd.model_spec import ModelSettings
+from opd.models import DTYPES, load_model, token_count
+from opd.packing import Layout
+from opd.rewards import grade
+from opd.rollout.engine import RolloutEngine
+from opd.rollout.source import Source, live, recorded
+from opd.rollout.start import start_engine
+from opd.run import RunFolder
+from opd.step import Grade, Run
+from opd.student import Student
+from opd.teacher.check import check_reading
+from opd.teacher.local import LocalTeacher
+
+
+@dataclass
+class Parts:
+    """What the loop runs on."""
+
+    checked: Checked
+    folder: RunFolder
+    run: Run
+    engine: RolloutEngine | None
+    source: Source
+    environment: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Models:
+    """What a recipe names, loaded: the engine that samples (None where nothing does), the teacher, the student."""
+
+    engine: RolloutEngine | None
+    teacher: LocalTeacher
+    student: Student
+
+
+def layout_of(recipe: Recipe) -> Layout:
+    """How rollouts lie in a micro-batch, for student and teacher alike."""
+    return "packed" if recipe.student.attention == "flash_attention_2" else "rows"
+
+
+def load_models(checked: Checked, ranks: Ranks, *, samples: bool) -> Models:
+    """Engine (where something is sampled), teacher and student, each read as its own forward says."""
+    recipe = checked.recipe
+    engine = engine_for(checked, ranks, recipe.student, checked.stop.ends_rollouts) if samples else None
+    teacher = LocalTeacher(load_frozen(checked, ranks, recipe.teacher))
+    return Models(engine, teacher, load_student(checked, ranks))
+
+
+def engine_for(checked: Checked, ranks: Ranks, spec: ModelSettings, stop: list[int]) -> RolloutEngine:
+    """A rollout engine that holds the student or the teacher, and has room for prompts, rollouts and evaluations."""
+    recipe = checked.recipe
+    evaluations = filter(None, (checked.evaluation, checked.teacher_evaluation))
+    held_out = [longest_held_out(recipe, evaluation) for evaluation in evaluations]
+    longest = max([recipe.prompts.max_tokens + recipe.rollout.max_new_tokens, *held_out])
+    return start_engine(
+        spec.model,
+        recipe.rollout,
+        ranks,
+        dtype=DTYPES[recipe.precision],
+        max_tokens=longest,
+        stop=stop,
+        seed=recipe.seed,
+        revision=spec.revision,
+    )
+
+
+def load_frozen(checked: Checked, ranks: Ranks, spec: ModelSettings) -> PreTrainedModel:
+    """A model that only scores: the teacher, or the student at start."""
+    return load_read(checked, ranks, spec).eval().requires_grad_(False)
+
+
+def load_student(checked: Checked, ranks: Ranks) -> Student:
+    """The student's module, whole, on this rank's device."""
+    recipe = checked.recipe
+    model = load_read(checked, ranks, recipe.student)
+    if recipe.student.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    student = Student(model, tokens=token_count(checked.tokenizer), layer_share=recipe.layer_share)
+    return student.to(ranks.device)
+
+
+def load_read(checked: Checked, ranks: Ranks, spec: ModelSettings) -> PreTrainedModel:
+    """A model on this rank's device; ModelError where our reading of it differs from its own forward."""
+    recipe = checked.recipe
+    model = load_model(spec.model, dtype=DTYPES[recipe.precision], attention=spec.attention, revision=spec.revision)
+    model = model.to(ranks.device)
+    check_reading(model, checked.prompts.prompts[:4], layout_of(recipe), spec.model)
+    return model
+
+
+def optimizer_for(student: Student, recipe: Recipe) -> torch.optim.Optimizer:
+    """AdamW; matrices decay, norms and biases do not."""
+    settings = recipe.optimizer
+    parameters = [p for p in student.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": settings.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    # Rate 0 until a step sets its own: at ZeRO-0 in bf16 DeepSpeed's start-up steps once, and would decay the weights.
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0, betas=settings.betas, fused=True)
+
+
+def grader(checked: Checked) -> Grade | None:
+    """Rollout → reward by the one grader, where the recipe names the answers' column."""
+    if checked.recipe.prompts.answer is None:
+        return None
+
+    def graded(rollout: Rollout) -> float:
+        text = checked.tokenizer.decode(rollout.completion, skip_special_tokens=True)
+        return grade(text, rollout.extra["answer"])
+
+    return graded
+
+
+def source_for(checked: Checked, engine: RolloutEngine | None) -> Source:
+    """Where each step's rollouts come from."""
+    recipe = checked.recipe
+    if recipe.rollout.path is not None:
+        return recorded(recipe.rollout.path)
+    prompts, count = checked.prompts, recipe.prompts_per_step
+    return live(engine, lambda step: prompts.of_step(step, count, seed=recipe.seed), seed=recipe.seed)
