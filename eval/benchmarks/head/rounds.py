@@ -1,0 +1,94 @@
+"""Time: every contender at every share once a round, so that what drifts on the machine drifts for all.
+
+Odd rounds run backwards. One uncounted call of each comes first (kernels are chosen and compiled there), at the
+smallest share alone on a CPU. Contenders that compute every row are timed once a round, and stand at every share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from eval.benchmarks.head.cases import Case, Inputs
+from eval.benchmarks.head.clock import seconds_of
+from eval.benchmarks.head.contenders import CONTENDERS, Contender
+from eval.benchmarks.head.floor import FLOORS, Floor
+
+Parts = dict[str, float]
+"""Seconds of the parts of one call: the floor's products, or `all`."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of a round. share None: every row. part: `loss` (with its backward) or `statistics`."""
+
+    name: str
+    part: str
+    share: float | None
+
+
+def entries(names: list[str], shares: list[float]) -> list[Entry]:
+    """A round: what needs every row first, then each share, floors and ours beside each other."""
+    every_row = {name for name in names if name not in FLOORS and CONTENDERS[name].every_row}
+    statistics = [n for n in names if n in FLOORS or CONTENDERS[n].statistics]
+    return [
+        *(Entry(name, "statistics", None) for name in statistics),
+        *(Entry(name, "loss", None) for name in names if name in every_row),
+        *(Entry(name, "loss", share) for share in shares for name in names if name not in every_row),
+    ]
+
+
+def take_part(case: Case, names: list[str]) -> list[str]:
+    """Those of the names that have something to show in this case."""
+    floors = [name for name in FLOORS if name == "floor" or case.dtype != "fp32"]
+    return [n for n in names if (n in floors if n in FLOORS else case.dtype in CONTENDERS[n].dtypes)]
+
+
+@dataclass
+class Bench:
+    """A case with its inputs and floors, ready to be timed."""
+
+    case: Case
+    inputs: Inputs
+    floors: dict[str, Floor]
+    smallest: float
+
+    @classmethod
+    def of(cls, case: Case, names: list[str], shares: list[float]) -> Bench:
+        """Make the inputs; the floors' forms are chosen when they are first asked."""
+        torch.compiler.reset()  # what was compiled for other cases counts against a limit, then all runs eagerly
+        inputs = case.inputs()
+        floors = {n: Floor.of(inputs, FLOORS[n], frozen=case.frozen) for n in names if n in FLOORS}
+        return cls(case, inputs, floors, min(shares))
+
+    def seconds(self, entry: Entry) -> Parts:
+        """One call."""
+        kept_T = self.inputs.kept(self.smallest if entry.share is None else entry.share)
+        if entry.name in FLOORS:
+            floor = self.floors[entry.name]
+            return floor.statistics() if entry.part == "statistics" else floor.loss(kept_T)
+        self.inputs.forget_gradients()
+        call = call_of(CONTENDERS[entry.name], entry.part, self.inputs, kept_T)
+        return {"all": seconds_of(call, self.inputs.hidden_TH.device)}
+
+
+def call_of(contender: Contender, part: str, inputs: Inputs, kept_T: Tensor) -> Callable[[], object]:
+    """What is timed, and whose memory is measured: the statistics, or the loss with its backward."""
+    if part == "statistics":
+        return lambda: contender.statistics(inputs)
+    return lambda: contender.loss(inputs, kept_T).backward()
+
+
+def timed(case: Case, names: list[str], shares: list[float], rounds: int) -> Iterator[tuple[Entry, Parts | None]]:
+    """Each call as it ends, the uncounted ones with None."""
+    bench, plan = Bench.of(case, names, shares), entries(names, shares)
+    for entry in plan:
+        if case.device != "cpu" or entry.name in FLOORS or entry.share in (None, bench.smallest):
+            bench.seconds(entry)
+        yield entry, None
+    for number in range(rounds):
+        for entry in reversed(plan) if number % 2 else plan:
+            yield entry, bench.seconds(entry)
