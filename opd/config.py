@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from opd.figures import MeasuredFigures, ReportedFigures
+from opd.head.settings import HeadPrecision
 from opd.model_spec import ModelSettings, Precision
 from opd.objectives import OBJECTIVES
 from opd.objectives.base import ChosenObjective, RowsObjective
@@ -185,8 +186,10 @@ class Recipe(Record):
     """Prompts of one optimizer step, over all ranks; times `rollout.samples_per_prompt` rollouts."""
     token_budget: PositiveInt = 16384
     """Tokens of a micro-batch, prompts and padding included: memory and speed, never the result."""
-    tile_mib: PositiveInt = 256
+    tile_mib: PositiveInt = 150
     """Working memory of the loss head in MiB: speed, never the result."""
+    head_precision: HeadPrecision = "exact"
+    """exact multiplies bf16 heads in fp32; fast rounds each product to bf16, for speed on a CPU."""
     precision: Precision = "bf16"
     """Of weights and arithmetic; bf16 trains with fp32 master weights."""
     seed: int = 0
@@ -208,6 +211,12 @@ class Recipe(Record):
     def _recorded_rollouts_have_no_seed(self) -> Recipe:
         if self.rollout.type == "recorded" and self.rollout.seeded is not None:
             raise ValueError("'rollout.seeded' has no effect on recorded rollouts; remove it")
+        return self
+
+    @model_validator(mode="after")
+    def _fast_products_of_short_weights(self) -> Recipe:
+        if self.head_precision == "fast" and self.precision == "fp32":
+            raise ValueError("'head_precision: fast' has no effect on fp32 weights; remove it, or set precision: bf16")
         return self
 
     @model_validator(mode="after")

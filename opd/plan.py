@@ -11,7 +11,7 @@ from torch import Tensor
 from opd.advantages import group_centred, group_normalised
 from opd.batch import TokenTable
 from opd.config import Recipe, Term
-from opd.head.loss import ChosenPay, DensePay, Pay, RowsPay
+from opd.head.pay import ChosenPay, DensePay, Pay, RowsPay
 from opd.objectives.base import Chosen, ChosenObjective, DenseObjective, RowsObjective
 from opd.seeds import generator_for
 
@@ -68,14 +68,6 @@ def plan(recipe: Recipe, table: TokenTable, index: int) -> list[TermPlan]:
     if table.advantage_B[table.rollout_C].isnan().any():  # no choice can be trusted: the step must be skipped
         plans = [replace(p, weight_C=torch.full_like(p.weight_C, torch.nan)) for p in plans]
     return [_spread(p, rows_c, len(table)) for p in plans]
-
-
-def kept_rows(plans: list[TermPlan], rows_c: Int[Tensor, " c"]) -> Int[Tensor, " n"]:
-    """Which of those rows of the table pay in some term; a NaN pays, so that the loss shows it."""
-    paying_c = torch.zeros(len(rows_c), dtype=torch.bool)
-    for p in plans:
-        paying_c |= ~(p.weight_C[rows_c] <= 0) if p.chosen is None else (p.chosen.slope_CK[rows_c] != 0).any(-1)
-    return paying_c.nonzero().squeeze(-1)
 
 
 def pays(terms: list[Term], plans: list[TermPlan], rows_c: Int[Tensor, " c"], device: torch.device) -> list[Pay]:

@@ -18,10 +18,11 @@ from opd import schedules
 from opd.batch import Batch, Rollout, TokenTable, token_table
 from opd.config import Recipe
 from opd.distributed import Ranks, Trainer
-from opd.head.statistics import MEASURED, STATISTICS, row_statistics
-from opd.head.tile import HeadSettings
+from opd.head.pay import retained_rows
+from opd.head.settings import HeadSettings
+from opd.head.statistics import MEASURED, NORMALISERS, STATISTICS, row_statistics
 from opd.metrics import Clock, Metrics, rollout_metrics, token_metrics, training_share
-from opd.objectives.base import ChosenObjective
+from opd.objectives.base import ChosenObjective, DenseObjective
 from opd.packing import Layout, lay_out, pack
 from opd.plan import (
     TermPlan,
@@ -29,7 +30,6 @@ from opd.plan import (
     chosen_loss,
     chosen_rollouts,
     counts_before,
-    kept_rows,
     pays,
     plan,
     with_ratio_advantage,
@@ -154,11 +154,13 @@ def score_then_train(run: Run, work: Work) -> tuple[TokenTable, list[TermPlan], 
         table = with_ratio_advantage(work.recipe, table)
         plans = plan(work.recipe, table, work.index)
     with run.clock("train"):
-        for number, (batch, scored) in enumerate(zip(work.batches, scores, strict=True)):
-            kept = kept_rows(plans, batch.row_C.cpu())
-            batch, scored = batch.rows(kept), scored.rows(kept).to(run.ranks.device)
+        for number, (batch, scored, found) in enumerate(zip(work.batches, scores, columns, strict=True)):
             paying = pays(terms, plans, batch.row_C.cpu(), run.ranks.device)
-            part, _ = run.trainer(batch, scored, work.settings, pays_of=lambda _, paying=paying: paying)
+            kept = retained_rows(paying, len(batch.row_C), run.ranks.device)
+            paying = [pay.rows(kept) for pay in paying]
+            known = {name: column[kept] for name, column in found.items()}
+            batch, scored = batch.rows(kept.cpu()), scored.rows(kept.cpu()).to(run.ranks.device)
+            part, _ = run.trainer(batch, scored, work.settings, pays_of=lambda _, paying=paying: paying, known=known)
             run.trainer.backward(part, last=number + 1 == len(work.batches))
             loss += part.detach().double().cpu()
     return table, plans, loss
@@ -176,8 +178,8 @@ def train_in_one_pass(run: Run, work: Work, counts: list[int]) -> tuple[TokenTab
             table = work.table.rows(batch.row_C.cpu())
 
             def pays_of(statistics: Statistics, table: TokenTable = table) -> list:
-                known = {name: column.cpu() for name, column in statistics.items()}
-                return pays(terms, planned(table.with_statistics(known)), torch.arange(len(table)), run.ranks.device)
+                measured = {name: column.cpu() for name, column in statistics.items() if name not in NORMALISERS}
+                return pays(terms, planned(table.with_statistics(measured)), torch.arange(len(table)), run.ranks.device)
 
             scored = run.teacher.score(batch)
             part, statistics = run.trainer(batch, scored, work.settings, needs=work.needs, pays_of=pays_of)
@@ -194,6 +196,8 @@ def needed(recipe: Recipe, index: int) -> frozenset[str]:
     Where a step computes statistics at all, those that watch stopping and the engine come with them.
     """
     asked = recipe.needs & {*STATISTICS, REFERENCE}
+    if any(name in STATISTICS and STATISTICS[name].needs_teacher for name in asked):
+        asked |= {*(term.objective.sums for term in recipe.loss if isinstance(term.objective, DenseObjective))} - {None}
     if index % recipe.metrics.full_every == 0 or index + 1 == recipe.steps:
         return asked | MEASURED
     watched = {"student_stop_mass", "trainer_logprob"} if asked else set()
@@ -212,6 +216,7 @@ def head_settings(recipe: Recipe, stop: tuple[int, ...]) -> HeadSettings:
         stop=stop,
         merge_stop=recipe.stop_class,
         tile_bytes=recipe.tile_mib << 20,
+        precision=recipe.head_precision,
     )
 
 
@@ -276,7 +281,7 @@ def divergences(run: Run, rollouts: list[Rollout]) -> dict[str, float]:
 def gather(ranks: Ranks, batches: list[Batch], columns: list[Statistics], rows: int) -> Statistics:
     """The step's statistics in the table's order, the same on every rank: a sum over ranks of rows that each fills."""
     gathered = {}
-    for name in sorted(columns[0]):
+    for name in sorted(columns[0].keys() - set(NORMALISERS)):
         first = columns[0][name]
         table = torch.zeros(rows, *first.shape[1:], dtype=first.dtype)
         for batch, statistics in zip(batches, columns, strict=True):

@@ -11,9 +11,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from opd.batch import Batch
 from opd.distributed import gathered
-from opd.head.loss import Pay, head_loss
-from opd.head.statistics import row_statistics
-from opd.head.tile import HeadSettings
+from opd.head.loss import head_loss
+from opd.head.pay import Pay
+from opd.head.settings import HeadSettings
+from opd.head.statistics import row_statistics, with_normalisers
 from opd.head.weights import HiddenStates, align
 from opd.reading import backbone, head_weights, trained_states
 from opd.teacher.base import TeacherScores
@@ -44,14 +45,16 @@ class TiledHead(nn.Module):
         settings: HeadSettings,
         needs: Iterable[str],
         pays_of: PaysOf | None,
+        known: Statistics | None,
     ) -> tuple[Tensor | None, Statistics]:
         """(loss or None, statistics): first the statistics named in `needs`, then the loss of what `pays_of` says."""
         own, others = align(head_weights(self.weight, self.bias, self.config), teacher.head, self.tokens)
         student, teacher = HiddenStates(hidden_CH, own), HiddenStates(teacher.hidden_NH, others)
-        statistics = row_statistics(needs, student, teacher, token_id_C, settings)
+        statistics = row_statistics(with_normalisers(needs), student, teacher, token_id_C, settings)
         if pays_of is None:
             return None, statistics
-        return head_loss(student, teacher, pays_of(statistics), token_id_C, settings, weak_CH), statistics
+        known = statistics | (known or {})
+        return head_loss(student, teacher, pays_of(statistics), token_id_C, settings, weak_CH, known), statistics
 
 
 class Student(nn.Module):
@@ -65,6 +68,7 @@ class Student(nn.Module):
         self.model, self.layer_share = model, layer_share
         model.set_output_embeddings(TiledHead(model.get_output_embeddings(), model.config, tokens=tokens))
         model.train()
+        self.repeats = not drops(model)
 
     @property
     def head(self) -> TiledHead:
@@ -79,13 +83,16 @@ class Student(nn.Module):
         *,
         needs: Iterable[str] = (),
         pays_of: PaysOf | None = None,
+        known: Statistics | None = None,
     ) -> tuple[Tensor | None, Statistics]:
         """Statistics of the batch's trained tokens, and with `pays_of` the loss of what they pay (else None).
 
+        known: statistics of the same tokens from a pass before, with the same weights; they save the loss a sweep.
         An empty batch still runs backbone and head, so that every rank's collectives meet.
         """
         hidden_CH, weak_CH = trained_states(backbone(self.model), batch, self.layer_share)
-        return self.head(hidden_CH, weak_CH, batch.token_id_C, teacher, settings, needs, pays_of)
+        known = known if self.repeats else None
+        return self.head(hidden_CH, weak_CH, batch.token_id_C, teacher, settings, needs, pays_of, known)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """Whole weights under their checkpoint names, gathered bucket by bucket; collective: every rank exhausts it."""
@@ -107,6 +114,12 @@ class Student(nn.Module):
         if writes:
             self.model.save_pretrained(folder, state_dict=weights)
             tokenizer.save_pretrained(folder)
+
+
+def drops(model: PreTrainedModel) -> bool:
+    """Whether dropout makes two passes over the same tokens differ."""
+    configured = any(value for name, value in vars(model.config).items() if name.endswith("dropout"))
+    return configured or any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
 
 
 def buckets(parameters: list[tuple[str, nn.Parameter]]) -> Iterator[list[tuple[str, nn.Parameter]]]:

@@ -10,9 +10,11 @@ from torch import Tensor
 from opd.batch import Batch, Rollout, TokenTable
 from opd.config import Recipe, Term
 from opd.distributed import Ranks, Trainer, Update
-from opd.head.loss import Pay, head_loss
-from opd.head.statistics import MEASURED, STATISTICS, row_statistics
-from opd.head.tile import HeadSettings, TopScores
+from opd.head.loss import head_loss
+from opd.head.pay import Pay
+from opd.head.settings import HeadSettings
+from opd.head.statistics import MEASURED, STATISTICS, row_statistics, with_normalisers
+from opd.head.tile import TopScores
 from opd.head.weights import HeadWeights, HiddenStates
 from opd.metrics import Clock
 from opd.objectives.base import Objective
@@ -193,11 +195,19 @@ class GivenLogits(Trainer):
         return states(self.teacher_TV[self.rows_C[batch.row_C]], self.teacher_TV.dtype)
 
     def __call__(
-        self, batch: Batch, scored: HiddenStates, settings: HeadSettings, *, needs: Any = (), pays_of: Any = None
+        self,
+        batch: Batch,
+        scored: HiddenStates,
+        settings: HeadSettings,
+        *,
+        needs: Any = (),
+        pays_of: Any = None,
+        known: Any = None,
     ) -> tuple[Tensor | None, dict[str, Tensor]]:
         student = states(self.student_TV[self.rows_C[batch.row_C]], self.student_TV.dtype)
-        found = row_statistics(needs, student, scored, batch.token_id_C, settings)
-        return pays_of and head_loss(student, scored, pays_of(found), batch.token_id_C, settings), found
+        found = row_statistics(with_normalisers(needs), student, scored, batch.token_id_C, settings)
+        known = found | (known or {})
+        return pays_of and head_loss(student, scored, pays_of(found), batch.token_id_C, settings, known=known), found
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         loss.backward()

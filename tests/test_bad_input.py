@@ -60,6 +60,7 @@ OVERRIDES = {
     "two sources": ("prompts.dataset=a/b", ["prompts: give exactly one of 'dataset'", "'path'"]),
     "hub key for a file": ("prompts.split=test", ["'split'", "no effect", "remove"]),
     "answer_after alone": ("prompts={path: x.jsonl, answer_after: x}", ["'answer_after'", "'answer'"]),
+    "ignored precision": ("head_precision=fast", ["'head_precision: fast'", "no effect", "remove"]),
     "ignored floor": ("optimizer={schedule: linear, min_lr_share: 0.1}", ["'min_lr_share'", "'linear'", "remove"]),
     "ignored share": ("loss.0.select={type: soft_or, choose: gate, keep: 0.3}", ["'keep'", "no effect", "remove"]),
     "path of no record": ("rollout.path=x", ["'path'", "recorded", "both or neither"]),

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from opd.head.loss import ChosenPay, DensePay, RowsPay
-from opd.head.tile import HeadSettings
+from opd.head.pay import ChosenPay, DensePay, RowsPay, retained_rows
+from opd.head.settings import HeadSettings
 from opd.objectives import OBJECTIVES
 from opd.objectives.base import DenseObjective
 from opd.plan import (
@@ -15,7 +15,6 @@ from opd.plan import (
     chosen_loss,
     chosen_rollouts,
     counts_before,
-    kept_rows,
     pays,
     plan,
     with_ratio_advantage,
@@ -88,20 +87,27 @@ def test_draws_are_keyed_by_step_and_term():
     assert not torch.equal(first[0].weight_C, later[0].weight_C)
 
 
+def kept(terms, plans, rows_c: torch.Tensor) -> list[int]:
+    """Which of those rows of the table pay."""
+    return retained_rows(pays(terms, plans, rows_c, CPU), len(rows_c), CPU).tolist()
+
+
 def test_a_row_is_kept_if_some_term_pays_there():
     one = TermPlan(torch.tensor([1.0, 0.0, 0.0, torch.nan, 0.0]), 1)
     other = TermPlan(torch.tensor([0.0, 0.0, 0.5, 0.0, 0.0]), 1)
-    assert kept_rows([one, other], torch.arange(5)).tolist() == [0, 2, 3]
-    assert kept_rows([one, other], torch.tensor([4, 3, 1, 2])).tolist() == [1, 3]
-    assert kept_rows([], torch.arange(5)).tolist() == []
+    terms = recipe(dense({"type": "all"}), dense({"type": "all"})).loss
+    assert kept(terms, [one, other], torch.arange(5)) == [0, 2, 3]
+    assert kept(terms, [one, other], torch.tensor([4, 3, 1, 2])) == [1, 3]
+    assert kept([], [], torch.arange(5)) == []
 
 
 def test_a_chosen_term_keeps_rows_with_a_slope():
     table = with_all(random_table(LENGTHS))
-    plans = plan(recipe({"objective": {"type": "tgdpo"}}), replace(table, reward_B=torch.tensor([0.0, 0, 0.5, 1])), 0)
+    chosen = recipe({"objective": {"type": "tgdpo"}})
+    plans = plan(chosen, replace(table, reward_B=torch.tensor([0.0, 0, 0.5, 1])), 0)
     assert plans[0].weight_C.all()
     paying = torch.isin(table.rollout_C, torch.tensor([0, 3])).nonzero().squeeze(-1)
-    assert kept_rows(plans, torch.arange(len(table))).tolist() == paying.tolist()
+    assert kept(chosen.loss, plans, torch.arange(len(table))) == paying.tolist()
 
 
 def with_all(table):
@@ -151,7 +157,7 @@ def test_the_gradient_of_micro_batches_adds_up_to_that_of_the_step():
     ]
     loss, hidden = 0.0, torch.zeros_like(whole.grads["hidden"])
     for rows_c in parts:
-        rows_c = rows_c[kept_rows(whole.plans, rows_c)]
+        rows_c = rows_c[kept(chosen.loss, whole.plans, rows_c)]
         few = Models(models().student.rows(rows_c), models().teacher.rows(rows_c))
         paid = pays(chosen.loss, whole.plans, rows_c, CPU)
         value, grads = gradient(few, paid, table.token_id_C[rows_c], HeadSettings(candidates=3))
@@ -195,10 +201,8 @@ def test_a_late_choice_of_rollouts_spreads_the_plan_of_those_that_stay(term):
     assert len(stay) == 2 and 0 < len(rows_c) < len(table)
     assert spread.count == alone.count and torch.equal(spread.weight_C[rows_c], alone.weight_C)
     assert spread.weight_C.count_nonzero() == alone.weight_C.count_nonzero()
-    assert (
-        kept_rows([spread], torch.arange(len(table))).tolist()
-        == rows_c[kept_rows([alone], torch.arange(len(rows_c)))].tolist()
-    )
+    rows_alone = rows_c[kept(chosen.loss, [alone], torch.arange(len(rows_c)))].tolist()
+    assert kept(chosen.loss, [spread], torch.arange(len(table))) == rows_alone
     for name in ("token_id_CK", "slope_CK"):
         if alone.chosen is not None:
             assert torch.equal(getattr(spread.chosen, name)[rows_c], getattr(alone.chosen, name))
@@ -226,5 +230,5 @@ def test_a_step_measures_what_its_selectors_need(name):
     advantage = "reward" if "advantage" in SELECTORS[name]().needs else None
     chosen = recipe(dense(select), advantage=advantage, metrics={"full_every": 4})
     asked = set(SELECTORS[name]().needs) - {"advantage", "reward"}
-    watched = {"student_stop_mass", "teacher_stop_mass", "trainer_logprob"}
+    watched = {"student_stop_mass", "teacher_stop_mass", "trainer_logprob", "reverse_kl"}  # the objective's own sums
     assert asked <= needed(chosen, 1) <= asked | (watched if asked else set())

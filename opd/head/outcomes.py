@@ -1,4 +1,4 @@
-"""What a dense objective sums over: every outcome, all but the target, or a list and its tail.
+"""What a dense objective sums over where it isn't every outcome: all but the target, or a list and its tail.
 
 Each `Outcomes` turns a tile into log-probabilities [n, O] of student and teacher, and a slope with respect to the
 student's into a gradient with respect to its logits. An outcome that merges columns shares its gradient by p_i / P.
@@ -13,6 +13,7 @@ from typing import Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from opd.head.settings import LEAST
 from opd.head.tile import Tile
 
 Back = Callable[[Tensor], Tensor]
@@ -25,15 +26,6 @@ class Outcomes(Protocol):
 
     def __call__(self, tile: Tile, *, teacher: bool) -> tuple[Tensor, Tensor | None, Back]:
         """(log p_S [n, O], log p_T [n, O] or None, the way back); the teacher's head is untouched without `teacher`."""
-
-
-@dataclass(frozen=True)
-class Whole:
-    """Every outcome of the vocabulary."""
-
-    def __call__(self, tile: Tile, *, teacher: bool) -> tuple[Tensor, Tensor | None, Back]:
-        """O = V."""
-        return tile.student(), tile.teacher() if teacher else None, tile.back
 
 
 @dataclass(frozen=True)
@@ -55,7 +47,7 @@ class WithoutTarget:
         def back(slope_nV: Tensor) -> Tensor:
             return tile.spread(slope_nV - ours_nV.exp() * slope_nV.sum(-1, keepdim=True), self.temperature)
 
-        return ours_nV, theirs_nV, back
+        return ours_nV.clamp(LEAST), theirs_nV if theirs_nV is None else theirs_nV.clamp(LEAST), back
 
 
 @dataclass(frozen=True)
@@ -91,7 +83,7 @@ class TeacherTop:
             grad_nV.scatter_add_(-1, ids_nK.clamp_min(0), grad_nO[:, : ids_nK.shape[-1]].masked_fill(ids_nK < 0, 0.0))
             return tile.spread(grad_nV, tile.settings.temperature)
 
-        return ours_nO, theirs_nO, back
+        return ours_nO.clamp(LEAST), theirs_nO.clamp(LEAST), back
 
 
 def _renormalised(log_p_nV: Tensor, target_n1: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Row statistics: entropies, divergences and log-probs of each trained token, from one pass over tiles of rows."""
+"""Row statistics: entropies, divergences and log-probs of each trained token, from one sweep over the vocabulary."""
 
 from __future__ import annotations
 
@@ -9,60 +9,137 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from opd.head.cost import tile_rows
-from opd.head.tile import HeadSettings, Tile, at, log_softmax, weigh
+from opd.head.cost import streamed_rows
+from opd.head.settings import HeadSettings
+from opd.head.strips import Strip, Strips
+from opd.head.sums import READ, Running, log_normaliser
+from opd.head.tile import top
 from opd.head.weights import HiddenStates, working_dtype
+
+NORMALISERS = ("student_normaliser", "teacher_normaliser")
+"""log Σ e^(logit / temperature), float64: with them a later pass over the same states has each probability at once."""
 
 
 @dataclass(frozen=True)
 class Statistic:
-    """How a column of the token table comes from a tile: `of(tile)` is [n], or [n, K] for candidates."""
+    """How a column of the token table comes from a sweep: `of(swept)` is [n], or [n, K] for candidates.
 
-    of: Callable[[Tile], Tensor]
+    sums: what it asks of the sums over the vocabulary; reported: whether it is a number that a step can report.
+    """
+
+    of: Callable[[Swept], Tensor]
     needs_teacher: bool
-    is_candidate: bool = False
+    sums: frozenset[str] = frozenset()
+    reported: bool = True
 
 
-def entropy(log_p_nV: Float[Tensor, "n V"]) -> Float[Tensor, " n"]:
-    """H = −Σ p log p, nats."""
-    return -weigh(log_p_nV.exp(), log_p_nV).sum(-1)
+class Best:
+    """The K likeliest outcomes of one model so far, highest first, ties to the lower id; and both models' logits."""
+
+    def __init__(self, of: str, k: int) -> None:
+        self.of, self.k = of, k
+        self.id_nK: Tensor | None = None
+        self.logits: dict[str, Tensor] = {}
+
+    def see(self, strip: Strip) -> None:
+        """Take in a strip; strips come in order."""
+        place_nK = top(strip.logits[self.of].T, self.k)
+        id_nK, found = place_nK + strip.start, {w: x_vn.T.gather(-1, place_nK) for w, x_vn in strip.logits.items()}
+        if self.id_nK is not None:
+            id_nK = torch.cat([self.id_nK, id_nK], -1)
+            found = {who: torch.cat([self.logits[who], logits_nK], -1) for who, logits_nK in found.items()}
+        order_nK = found[self.of].sort(dim=-1, descending=True, stable=True).indices[:, : self.k]
+        self.id_nK = id_nK.gather(-1, order_nK)
+        self.logits = {who: logits_nK.gather(-1, order_nK) for who, logits_nK in found.items()}
 
 
-def kl(log_p_nV: Float[Tensor, "n V"], log_q_nV: Float[Tensor, "n V"]) -> Float[Tensor, " n"]:
-    """KL(p‖q) = Σ p (log p − log q), nats; rounding below zero is cut off."""
-    return weigh(log_p_nV.exp(), log_p_nV - log_q_nV).sum(-1).clamp_min(0)
+class Swept:
+    """What one sweep over the vocabulary found of n rows. names: the statistics that will be read."""
+
+    def __init__(self, strips: Strips, token_id_n: Int[Tensor, " n"], names: list[str], settings: HeadSettings) -> None:
+        self.settings, self.models, self.token_id_n = settings, strips.models, token_id_n
+        asks = frozenset().union(*(STATISTICS[name].sums for name in names))
+        self.raw_token: dict[str, Tensor] = {}
+        self.candidates = Best("student", settings.candidates)
+        self.teacher_top = Best("teacher", 1)
+        ranked = [b for b, prefix in self._ranked() if any(name.startswith(prefix) for name in names)]
+        running = Running(asks, settings.temperature)
+        sampler = Running(frozenset(), settings.sampler_temperature)
+        colder = "trainer_logprob" in names and settings.sampler_temperature != settings.temperature
+        for strip in strips:
+            self._pick(strip)
+            if colder:
+                sampler.see(strip, student_only=True)
+            strips.merge(strip)
+            running.see(strip)
+            for best in ranked:
+                best.see(strip)
+        self.sums = running.sums
+        self.sampler_sums = sampler.sums if colder else self.sums
+
+    def normaliser(self, who: str) -> Float[Tensor, " n"]:
+        """log Σ e^logit, float64."""
+        return log_normaliser(self.sums, who)
+
+    def logprob(self, who: str) -> Float[Tensor, " n"]:
+        """log p of the sampled outcome."""
+        logit_n = self.raw_token[who].double()
+        if self.settings.merges:
+            stop = torch.tensor(self.settings.stop, device=logit_n.device)
+            logit_n = torch.where(torch.isin(self.token_id_n, stop), self.models[who].stop_n.double(), logit_n)
+        return logit_n / self.settings.temperature - self.normaliser(who)
+
+    def trainer_logprob(self) -> Float[Tensor, " n"]:
+        """log p of the sampled token itself, at the sampler's temperature."""
+        logit_n = self.raw_token["student"].double() / self.settings.sampler_temperature
+        return logit_n - log_normaliser(self.sampler_sums, "student")
+
+    def stop_mass(self, who: str) -> Float[Tensor, " n"]:
+        """Probability of all end tokens together."""
+        return (self.models[who].stop_n.double() / self.settings.temperature - self.normaliser(who)).exp()
+
+    def best_logprob(self, best: Best, who: str) -> Float[Tensor, "n K"]:
+        """log p of the likeliest outcomes."""
+        return best.logits[who].double() / self.settings.temperature - self.normaliser(who)[:, None]
+
+    def _ranked(self) -> tuple[tuple[Best, str], ...]:
+        return (self.candidates, "candidate_"), (self.teacher_top, "teacher_top_")
+
+    def _pick(self, strip: Strip) -> None:
+        place_n, inside_n = strip.holds(self.token_id_n)
+        for who, logits_vn in strip.logits.items():
+            here_n = logits_vn.gather(0, place_n[None]).squeeze(0)
+            self.raw_token[who] = torch.where(inside_n, here_n, self.raw_token.get(who, here_n))
 
 
-def _trainer_logprob(tile: Tile) -> Tensor:
-    return at(log_softmax(tile.logits_nV, tile.settings.sampler_temperature), tile.raw_token_id_n)
+def _of_sums(name: str, *, needs_teacher: bool) -> Statistic:
+    return Statistic(lambda s: READ[name](s.sums, name), needs_teacher, frozenset([name]))
 
 
-def _stop_mass(log_p_nV: Tensor, tile: Tile) -> Tensor:
-    return log_p_nV[:, tile.stop].exp().sum(-1)
+def _ranked(of: Callable[[Swept], Tensor], *, needs_teacher: bool) -> Statistic:
+    return Statistic(of, needs_teacher, reported=False)
 
 
 STATISTICS: dict[str, Statistic] = {
-    "student_entropy": Statistic(lambda t: entropy(t.student()), needs_teacher=False),
-    "teacher_entropy": Statistic(lambda t: entropy(t.teacher()), needs_teacher=True),
-    "reverse_kl": Statistic(lambda t: kl(t.student(), t.teacher()), needs_teacher=True),
-    "forward_kl": Statistic(lambda t: kl(t.teacher(), t.student()), needs_teacher=True),
-    "student_logprob": Statistic(lambda t: at(t.student(), t.token_id_n), needs_teacher=False),
-    "teacher_logprob": Statistic(lambda t: at(t.teacher(), t.token_id_n), needs_teacher=True),
-    "trainer_logprob": Statistic(_trainer_logprob, needs_teacher=False),
-    "student_stop_mass": Statistic(lambda t: _stop_mass(t.student(), t), needs_teacher=False),
-    "teacher_stop_mass": Statistic(lambda t: _stop_mass(t.teacher(), t), needs_teacher=True),
-    "candidate_id": Statistic(lambda t: t.candidates, needs_teacher=False, is_candidate=True),
-    "candidate_student_logprob": Statistic(
-        lambda t: t.student().gather(-1, t.candidates), needs_teacher=False, is_candidate=True
+    "student_entropy": _of_sums("student_entropy", needs_teacher=False),
+    "teacher_entropy": _of_sums("teacher_entropy", needs_teacher=True),
+    "reverse_kl": _of_sums("reverse_kl", needs_teacher=True),
+    "forward_kl": _of_sums("forward_kl", needs_teacher=True),
+    "student_logprob": Statistic(lambda s: s.logprob("student"), needs_teacher=False),
+    "teacher_logprob": Statistic(lambda s: s.logprob("teacher"), needs_teacher=True),
+    "trainer_logprob": Statistic(lambda s: s.trainer_logprob(), needs_teacher=False),
+    "student_stop_mass": Statistic(lambda s: s.stop_mass("student"), needs_teacher=False),
+    "teacher_stop_mass": Statistic(lambda s: s.stop_mass("teacher"), needs_teacher=True),
+    "student_normaliser": Statistic(lambda s: s.normaliser("student"), needs_teacher=False, reported=False),
+    "teacher_normaliser": Statistic(lambda s: s.normaliser("teacher"), needs_teacher=True, reported=False),
+    "candidate_id": _ranked(lambda s: s.candidates.id_nK, needs_teacher=False),
+    "candidate_student_logprob": _ranked(lambda s: s.best_logprob(s.candidates, "student"), needs_teacher=False),
+    "candidate_teacher_logprob": _ranked(lambda s: s.best_logprob(s.candidates, "teacher"), needs_teacher=True),
+    "teacher_top_id": _ranked(lambda s: s.teacher_top.id_nK[:, 0], needs_teacher=True),
+    "teacher_top_student_logprob": _ranked(
+        lambda s: s.best_logprob(s.teacher_top, "student")[:, 0], needs_teacher=True
     ),
-    "candidate_teacher_logprob": Statistic(
-        lambda t: t.teacher().gather(-1, t.candidates), needs_teacher=True, is_candidate=True
-    ),
-    "teacher_top_id": Statistic(lambda t: t.teacher_top, needs_teacher=True, is_candidate=True),
-    "teacher_top_student_logprob": Statistic(
-        lambda t: at(t.student(), t.teacher_top), needs_teacher=True, is_candidate=True
-    ),
-    "teacher_top_logprob": Statistic(lambda t: t.teacher().amax(-1), needs_teacher=True, is_candidate=True),
+    "teacher_top_logprob": _ranked(lambda s: s.best_logprob(s.teacher_top, "teacher")[:, 0], needs_teacher=True),
 }
 """Every statistic by name, in nats (ids and masses excepted), at the loss's temperature, of merged outcomes.
 
@@ -70,8 +147,15 @@ STATISTICS: dict[str, Statistic] = {
 `*_stop_mass`: probability of the end tokens together. `candidate_*`: the student's top K, highest first, [n, K].
 """
 
-MEASURED: frozenset[str] = frozenset(name for name, statistic in STATISTICS.items() if not statistic.is_candidate)
+MEASURED: frozenset[str] = frozenset(name for name, statistic in STATISTICS.items() if statistic.reported)
 """Statistics that a step can report as numbers."""
+
+
+def with_normalisers(needs: Iterable[str]) -> set[str]:
+    """The names, and the normalisers that come with them for nothing."""
+    names = set(needs)
+    reads_teacher = any(STATISTICS[name].needs_teacher for name in names)
+    return names | set(NORMALISERS[: 1 + reads_teacher] if names else ())
 
 
 @torch.no_grad()
@@ -84,17 +168,23 @@ def row_statistics(
 ) -> dict[str, Tensor]:
     """The statistics named in `needs` for every row: [N] each, [N, K] for candidates.
 
-    The teacher's head is touched only where a statistic needs it. Raises KeyError for a name that does not exist, and
-    ValueError where a teacher is needed and None.
+    One sweep over the vocabulary for all of them. The teacher's head is touched only where a statistic needs it. Raises
+    KeyError for a name that does not exist, and ValueError where a teacher is needed and None.
     """
     names = sorted(set(needs))
     if unknown := set(names) - set(STATISTICS):
         raise KeyError(f"no such statistic: {sorted(unknown)}; there are {tuple(STATISTICS)}")
-    rows, device, dtype = len(student), student.hidden_NH.device, working_dtype(student.hidden_NH.dtype)
+    reads_teacher = any(STATISTICS[name].needs_teacher for name in names)
+    if reads_teacher and not isinstance(teacher, HiddenStates):
+        raise ValueError("the teacher's whole distribution is needed, and it gives none")
+    dtype = working_dtype(student.hidden_NH.dtype)
+    n = streamed_rows(itemsize=dtype.itemsize, tile_bytes=settings.tile_bytes)
     parts: dict[str, list[Tensor]] = {name: [] for name in names}
-    n = tile_rows(student.head.vocabulary, itemsize=dtype.itemsize, tile_bytes=settings.tile_bytes)
-    for rows_n in torch.arange(rows, device=device).split(n) if names else []:
-        tile = Tile(rows_n, student, teacher, token_id_N, settings)
+    for rows_n in torch.arange(len(student), device=token_id_N.device).split(n) if names else []:
+        others = teacher.rows(rows_n) if reads_teacher else None
+        strips = Strips(student.rows(rows_n), others, settings)
+        swept = Swept(strips, token_id_N[rows_n], names, settings)
         for name in names:
-            parts[name].append(STATISTICS[name].of(tile).to(dtype))
+            column = STATISTICS[name].of(swept)
+            parts[name].append(column if name in NORMALISERS else column.to(dtype))
     return {name: torch.cat(columns) for name, columns in parts.items()}

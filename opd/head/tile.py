@@ -13,24 +13,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from opd.head.settings import LEAST, HeadSettings
 from opd.head.weights import HiddenStates
-
-
-@dataclass(frozen=True)
-class HeadSettings:
-    """What every pass of the head needs to know beside its rows.
-
-    temperature: of both models in objectives and statistics. sampler_temperature: the rollouts'. candidates: K of the
-    student's top K, where an objective asks for them. stop: token ids that end a turn; `merge_stop` makes them one
-    outcome (arXiv 2609.20511). tile_bytes: working memory; never changes a result.
-    """
-
-    temperature: float = 1.0
-    sampler_temperature: float = 1.0
-    candidates: int = 0
-    stop: tuple[int, ...] = ()
-    merge_stop: bool = False
-    tile_bytes: int = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -62,16 +46,12 @@ class Tile:
         self._student, self._teacher, self._weak_MH = student, teacher, weak_MH
         self._log_probs: dict[tuple[str, float], Tensor] = {}
         self.stop = torch.tensor(settings.stop, dtype=torch.long, device=rows_n.device)
-        self.merges = settings.merge_stop and len(self.stop) > 1
+        self.merges = settings.merges
 
     @property
     def token_id_n(self) -> Int[Tensor, " n"]:
         """The sampled outcome of each row."""
-        return self.outcome_of(self.raw_token_id_n)
-
-    def outcome_of(self, token_id: Tensor) -> Tensor:
-        """The outcome that a token belongs to: itself, or the stop class's first token for any of its tokens."""
-        return torch.where(torch.isin(token_id, self.stop), self.stop[0], token_id) if self.merges else token_id
+        return self.settings.outcome_of(self.raw_token_id_n)
 
     @cached_property
     def weak_logits_nV(self) -> Float[Tensor, "n V"]:
@@ -87,11 +67,6 @@ class Tile:
     def teacher(self, temperature: float | None = None) -> Float[Tensor, "n V"]:
         """log p_T of every outcome; ValueError where there is no teacher's distribution."""
         return self._at("teacher", self.settings.temperature if temperature is None else temperature)
-
-    @cached_property
-    def candidates(self) -> Int[Tensor, "n K"]:
-        """The student's top K outcomes, highest first."""
-        return top(self.student(), self.settings.candidates)
 
     @cached_property
     def teacher_top(self) -> Int[Tensor, " n"]:
@@ -125,7 +100,8 @@ class Tile:
     def _at(self, who: str, temperature: float) -> Tensor:
         if (who, temperature) not in self._log_probs:
             logits_nV = self.logits_nV if who == "student" else self._teacher_logits()
-            self._log_probs[who, temperature] = self._merged(log_softmax(logits_nV, temperature))
+            log_p_nV = self._merged(torch.log_softmax(logits_nV / temperature, dim=-1))
+            self._log_probs[who, temperature] = log_p_nV.clamp_(LEAST)
         return self._log_probs[who, temperature]
 
     def _teacher_logits(self) -> Tensor:
@@ -139,25 +115,6 @@ class Tile:
             log_p_nV[:, self.stop] = -torch.inf
             log_p_nV[:, self.stop[0]] = whole_n
         return log_p_nV
-
-
-def log_softmax(logits_nV: Float[Tensor, "n V"], temperature: float) -> Float[Tensor, "n V"]:
-    """log softmax(logits / temperature), without a copy at temperature 1."""
-    return torch.log_softmax(logits_nV if temperature == 1.0 else logits_nV / temperature, dim=-1)
-
-
-def weigh(p: Tensor, x: Tensor) -> Tensor:
-    """p · x, and 0 where p is 0, whatever x is there: an outcome that can't happen counts nothing.
-
-    >>> weigh(torch.tensor([0.0, 0.5]), torch.tensor([-torch.inf, 2.0])).tolist()
-    [0.0, 1.0]
-    """
-    return torch.where(p == 0, 0.0, p * x)
-
-
-def at(log_p_nV: Float[Tensor, "n V"], id_n: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-    """Each row's log-probability of its own token."""
-    return log_p_nV.gather(-1, id_n[:, None]).squeeze(-1)
 
 
 def top(log_p_nV: Float[Tensor, "n V"], k: int) -> Int[Tensor, "n K"]:

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from opd.head.cost import STRIP_COLUMNS
+
 
 @dataclass(frozen=True)
 class HeadWeights:
@@ -31,18 +33,39 @@ class HeadWeights:
         bias_V = None if self.bias_V is None else self.bias_V[:vocabulary]
         return replace(self, weight_VH=self.weight_VH[:vocabulary], bias_V=bias_V)
 
+    def rows(self, ids: list[int]) -> HeadWeights:
+        """The same head over those tokens alone, a copy."""
+        return replace(self, weight_VH=self.weight_VH[ids], bias_V=None if self.bias_V is None else self.bias_V[ids])
+
     def logits(self, hidden_nH: Float[Tensor, "n H"]) -> Float[Tensor, "n V"]:
-        """Logits of a tile of rows, in float32 (float64 for float64 weights)."""
-        product_nV = torch.nn.functional.linear(hidden_nH.to(self.weight_VH.dtype), self.weight_VH, self.bias_V)
-        logits_nV = product_nV.to(working_dtype(product_nV.dtype))
+        """Logits of whole rows, multiplied and summed in float32 (float64 for float64 weights)."""
+        dtype = working_dtype(self.weight_VH.dtype)
+        hidden_nH = hidden_nH.to(self.weight_VH.dtype).to(dtype)
+        parts = self.weight_VH.split(self.vocabulary if dtype == self.weight_VH.dtype else STRIP_COLUMNS)
+        with torch.autocast(hidden_nH.device.type, enabled=False):
+            parts_nv = [hidden_nH @ weight_vH.to(dtype).T for weight_vH in parts]
+        logits_nV = parts_nv[0] if len(parts_nv) == 1 else torch.cat(parts_nv, -1)
+        return self.capped(logits_nV if self.bias_V is None else logits_nV + self.bias_V)
+
+    @property
+    def bends(self) -> bool:
+        """Whether anything is done to h Wᵀ + b."""
+        return self.scale != 1.0 or self.softcap is not None
+
+    def capped(self, logits: Tensor) -> Tensor:
+        """cap(scale · x), elementwise."""
         if self.scale != 1.0:
-            logits_nV = logits_nV * self.scale
-        return logits_nV if self.softcap is None else self.softcap * torch.tanh(logits_nV / self.softcap)
+            logits = logits * self.scale
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+    def cap_slope(self, logits: Tensor) -> Tensor | None:
+        """cap′ where cap gives these logits; None where nothing is capped."""
+        return None if self.softcap is None else 1 - (logits / self.softcap).clamp(-1, 1) ** 2
 
     def product_gradient(self, logits_nV: Float[Tensor, "n V"], grad_nV: Float[Tensor, "n V"]) -> Float[Tensor, "n V"]:
         """The gradient with respect to h Wᵀ + b, from the gradient with respect to the logits."""
-        if self.softcap is not None:
-            grad_nV = grad_nV * (1 - (logits_nV / self.softcap) ** 2)
+        caps_nV = self.cap_slope(logits_nV)
+        grad_nV = grad_nV if caps_nV is None else grad_nV * caps_nV
         return grad_nV if self.scale == 1.0 else grad_nV * self.scale
 
 

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -15,10 +16,22 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from opd.batch import TokenTable
-from opd.head.outcomes import Outcomes, Whole
+from opd.head.outcomes import Outcomes
 from opd.record import Record
 
 Outcome = Float[Tensor, "n O"]
+
+
+@dataclass
+class LogProbs:
+    """One model's log-probabilities of the outcomes, and their probabilities, made when they are first asked for."""
+
+    log_nO: Outcome
+
+    @cached_property
+    def p_nO(self) -> Outcome:
+        """exp(log_nO)."""
+        return self.log_nO.exp()
 
 
 class Objective(Record):
@@ -38,15 +51,23 @@ class DenseObjective(Objective):
     """A loss that is a sum over outcomes of an elementwise function f(log p_S, log p_T).
 
     Calling it gives value f and slope f′ = ∂f/∂log p_S, both [n, O], log p_S taken as a free variable. The head sums f
-    and forms the gradient with respect to the logits, f′ − p_S·Σf′. An outcome of probability 0 counts nothing.
+    and forms the gradient with respect to the logits, f′ − p_S·Σf′. Log-probabilities are finite: LEAST
+    (head/settings.py) stands for −inf, so that p · x is 0 where p is.
     """
 
-    @property
-    def outcomes(self) -> Outcomes:
-        """What the sum runs over."""
-        return Whole()
+    sums: ClassVar[str | None] = None
+    """The row statistic from which `totals` gives Σf and Σf′; None where they take a sweep of their own."""
 
-    def __call__(self, log_ps_nO: Outcome, log_pt_nO: Outcome | None) -> tuple[Outcome, Outcome]:
+    @property
+    def outcomes(self) -> Outcomes | None:
+        """What the sum runs over; None for every outcome."""
+        return None
+
+    def totals(self, statistic_n: Float[Tensor, " n"]) -> tuple[Tensor, Tensor]:
+        """(Σf, Σf′) over the outcomes of each row, [n] each, from the statistic named by `sums`."""
+        raise NotImplementedError
+
+    def __call__(self, student: LogProbs, teacher: LogProbs | None) -> tuple[Outcome, Outcome]:
         """(f, f′) of a tile of rows, each [n, O]."""
         raise NotImplementedError
 

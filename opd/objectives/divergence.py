@@ -2,10 +2,11 @@
 
 from typing import Literal
 
+import torch
 from pydantic import PositiveInt, model_validator
 
-from opd.head.outcomes import Outcomes, TeacherTop, Whole
-from opd.objectives.base import DenseObjective
+from opd.head.outcomes import Outcomes, TeacherTop
+from opd.objectives.base import DenseObjective, Outcome
 
 
 class Divergence(DenseObjective):
@@ -23,5 +24,10 @@ class Divergence(DenseObjective):
         return self
 
     @property
-    def outcomes(self) -> Outcomes:
-        return Whole() if self.teacher_top is None else TeacherTop(self.teacher_top, self.tail)
+    def outcomes(self) -> Outcomes | None:
+        return None if self.teacher_top is None else TeacherTop(self.teacher_top, self.tail)
+
+
+def log(p_nO: Outcome) -> Outcome:
+    """log p; the smallest normal number's where p is 0, so that 0 · log 0 is 0."""
+    return p_nO.clamp_min(torch.finfo(p_nO.dtype).tiny).log()

@@ -2,8 +2,9 @@
 
 from typing import ClassVar, Literal
 
-from opd.head.tile import weigh
-from opd.objectives.base import DenseObjective, Outcome
+from torch import Tensor
+
+from opd.objectives.base import DenseObjective, LogProbs, Outcome
 
 
 class EntropyObjective(DenseObjective):
@@ -14,12 +15,16 @@ class EntropyObjective(DenseObjective):
     """
 
     type: Literal["entropy"] = "entropy"
+    sums: ClassVar[str | None] = "student_entropy"
     reads_teacher: ClassVar[bool] = False
     mode: Literal["minimise", "bonus"] = "minimise"
     """Whether entropy costs or pays."""
 
-    def __call__(self, log_ps_nO: Outcome, log_pt_nO: Outcome | None) -> tuple[Outcome, Outcome]:
+    def __call__(self, student: LogProbs, teacher: LogProbs | None) -> tuple[Outcome, Outcome]:
         sign = -1.0 if self.mode == "minimise" else 1.0
-        ps_nO = log_ps_nO.exp()
-        value_nO = sign * weigh(ps_nO, log_ps_nO)
-        return value_nO, value_nO + sign * ps_nO
+        value_nO = sign * student.p_nO * student.log_nO
+        return value_nO, value_nO + sign * student.p_nO
+
+    def totals(self, statistic_n: Tensor) -> tuple[Tensor, Tensor]:
+        sign = 1.0 if self.mode == "minimise" else -1.0
+        return sign * statistic_n, sign * (statistic_n - 1)

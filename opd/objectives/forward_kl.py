@@ -1,9 +1,11 @@
 """Forward KL: the student is charged for what the teacher would do and it would not."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
-from opd.head.tile import weigh
-from opd.objectives.base import Outcome
+import torch
+from torch import Tensor
+
+from opd.objectives.base import LogProbs, Outcome
 from opd.objectives.divergence import Divergence
 
 
@@ -14,7 +16,10 @@ class ForwardKL(Divergence):
     """
 
     type: Literal["forward_kl"] = "forward_kl"
+    sums: ClassVar[str | None] = "forward_kl"
 
-    def __call__(self, log_ps_nO: Outcome, log_pt_nO: Outcome) -> tuple[Outcome, Outcome]:
-        pt_nO = log_pt_nO.exp()
-        return weigh(pt_nO, log_pt_nO - log_ps_nO), -pt_nO
+    def __call__(self, student: LogProbs, teacher: LogProbs) -> tuple[Outcome, Outcome]:
+        return teacher.p_nO * (teacher.log_nO - student.log_nO), -teacher.p_nO
+
+    def totals(self, statistic_n: Tensor) -> tuple[Tensor, Tensor]:
+        return statistic_n, -torch.ones_like(statistic_n)

@@ -1,14 +1,13 @@
 """The generalised Jensen–Shannon divergence, between forward and reverse KL."""
 
-import math
 from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
-from opd.head.tile import weigh
-from opd.objectives.base import Outcome
-from opd.objectives.divergence import Divergence
+from opd.objectives.base import LogProbs, Outcome
+from opd.objectives.divergence import Divergence, log
 from opd.objectives.forward_kl import ForwardKL
 from opd.objectives.reverse_kl import ReverseKL
 from opd.record import scheduled
@@ -25,11 +24,20 @@ class JSD(Divergence):
     beta: scheduled(Annotated[float, Field(ge=0, le=1)]) = 0.5
     """Weight of the teacher in the mixture; 0 is forward KL, 1 is reverse KL."""
 
-    def __call__(self, log_ps_nO: Outcome, log_pt_nO: Outcome) -> tuple[Outcome, Outcome]:
-        if self.beta == 0:
-            return ForwardKL()(log_ps_nO, log_pt_nO)
-        if self.beta == 1:
-            return ReverseKL()(log_ps_nO, log_pt_nO)
-        log_m_nO = torch.logaddexp(log_ps_nO + math.log1p(-self.beta), log_pt_nO + math.log(self.beta))
-        slope_nO = (1 - self.beta) * weigh(log_ps_nO.exp(), log_ps_nO - log_m_nO)
-        return slope_nO + self.beta * weigh(log_pt_nO.exp(), log_pt_nO - log_m_nO), slope_nO
+    @property
+    def _end(self) -> Divergence | None:
+        return {0: ForwardKL(), 1: ReverseKL()}.get(self.beta)
+
+    @property
+    def sums(self) -> str | None:
+        return None if self._end is None else self._end.sums
+
+    def totals(self, statistic_n: Tensor) -> tuple[Tensor, Tensor]:
+        return self._end.totals(statistic_n)
+
+    def __call__(self, student: LogProbs, teacher: LogProbs) -> tuple[Outcome, Outcome]:
+        if self._end is not None:
+            return self._end(student, teacher)
+        log_m_nO = log(torch.lerp(student.p_nO, teacher.p_nO, self.beta))
+        slope_nO = (1 - self.beta) * student.p_nO * (student.log_nO - log_m_nO)
+        return torch.add(slope_nO, teacher.p_nO * (teacher.log_nO - log_m_nO), alpha=self.beta), slope_nO

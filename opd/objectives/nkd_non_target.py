@@ -5,8 +5,7 @@ from typing import Literal
 from pydantic import PositiveFloat
 
 from opd.head.outcomes import Outcomes, WithoutTarget
-from opd.head.tile import weigh
-from opd.objectives.base import DenseObjective, Outcome
+from opd.objectives.base import DenseObjective, LogProbs, Outcome
 
 
 class NKDNonTarget(DenseObjective):
@@ -27,6 +26,6 @@ class NKDNonTarget(DenseObjective):
     def outcomes(self) -> Outcomes:
         return WithoutTarget(self.target, self.temperature)
 
-    def __call__(self, log_ps_nO: Outcome, log_pt_nO: Outcome) -> tuple[Outcome, Outcome]:
-        slope_nO = -self.gamma * self.temperature**2 * log_pt_nO.exp()
-        return weigh(slope_nO, log_ps_nO), slope_nO
+    def __call__(self, student: LogProbs, teacher: LogProbs) -> tuple[Outcome, Outcome]:
+        slope_nO = -self.gamma * self.temperature**2 * teacher.p_nO
+        return slope_nO * student.log_nO, slope_nO

@@ -1,9 +1,10 @@
 """Reverse KL: the student is charged for what it does and the teacher would not."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
-from opd.head.tile import weigh
-from opd.objectives.base import Outcome
+from torch import Tensor
+
+from opd.objectives.base import LogProbs, Outcome
 from opd.objectives.divergence import Divergence
 
 
@@ -14,8 +15,11 @@ class ReverseKL(Divergence):
     """
 
     type: Literal["reverse_kl"] = "reverse_kl"
+    sums: ClassVar[str | None] = "reverse_kl"
 
-    def __call__(self, log_ps_nO: Outcome, log_pt_nO: Outcome) -> tuple[Outcome, Outcome]:
-        ps_nO = log_ps_nO.exp()
-        value_nO = weigh(ps_nO, log_ps_nO - log_pt_nO)
-        return value_nO, value_nO + ps_nO
+    def __call__(self, student: LogProbs, teacher: LogProbs) -> tuple[Outcome, Outcome]:
+        value_nO = student.p_nO * (student.log_nO - teacher.log_nO)
+        return value_nO, value_nO + student.p_nO
+
+    def totals(self, statistic_n: Tensor) -> tuple[Tensor, Tensor]:
+        return statistic_n, statistic_n + 1

@@ -1,14 +1,12 @@
 """Skewed KLs: a KL whose second argument is softened with the first, so that no ratio explodes."""
 
-import math
 from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 
-from opd.head.tile import weigh
-from opd.objectives.base import Outcome
-from opd.objectives.divergence import Divergence
+from opd.objectives.base import LogProbs, Outcome
+from opd.objectives.divergence import Divergence, log
 
 
 class SkewKL(Divergence):
@@ -23,12 +21,11 @@ class SkewKL(Divergence):
     alpha: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Share of the first argument in the second."""
 
-    def __call__(self, log_ps_nO: Outcome, log_pt_nO: Outcome) -> tuple[Outcome, Outcome]:
-        first, second = (log_pt_nO, log_ps_nO) if self.direction == "forward" else (log_ps_nO, log_pt_nO)
-        log_m_nO = torch.logaddexp(first + math.log(self.alpha), second + math.log1p(-self.alpha))
-        p_nO = first.exp()
-        value_nO = weigh(p_nO, first - log_m_nO)
-        share_nO = weigh(p_nO, torch.nan_to_num((log_ps_nO - log_m_nO).exp()))
+    def __call__(self, student: LogProbs, teacher: LogProbs) -> tuple[Outcome, Outcome]:
+        first, second = (teacher, student) if self.direction == "forward" else (student, teacher)
+        log_m_nO = log(torch.lerp(first.p_nO, second.p_nO, 1 - self.alpha))
+        value_nO = first.p_nO * (first.log_nO - log_m_nO)
+        share_nO = first.p_nO * (student.log_nO - log_m_nO).clamp_max(80).exp()
         if self.direction == "forward":
             return value_nO, -(1 - self.alpha) * share_nO
-        return value_nO, value_nO + p_nO - self.alpha * share_nO
+        return value_nO, value_nO + first.p_nO - self.alpha * share_nO

@@ -7,8 +7,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from opd.batch import Prompt, Rollout
 from opd.errors import ModelError
-from opd.head.loss import DensePay
-from opd.head.tile import HeadSettings, log_softmax
+from opd.head.pay import DensePay
+from opd.head.settings import HeadSettings
 from opd.head.weights import HiddenStates
 from opd.objectives import OBJECTIVES
 from opd.packing import Layout, lay_out
@@ -52,7 +52,7 @@ def check_reading(model: PreTrainedModel, prompts: list[Prompt], layout: Layout,
             trained_states(backbone(model), batch)[0], head_weights(linear.weight, linear.bias, model.config)
         )
         rows = torch.arange(len(states), device=model.device)
-        got_C = log_softmax(states.logits(rows), 1.0).gather(1, batch.token_id_C[:, None]).squeeze(1)
+        got_C = states.logits(rows).log_softmax(-1).gather(1, batch.token_id_C[:, None]).squeeze(1)
         plain = [_plain_log_probs(model, rollout) for rollout in rollouts]
     error = float((got_C - torch.cat(plain)).abs().mean())
     if not error < (0.1 if model.dtype == torch.bfloat16 else 1e-3):

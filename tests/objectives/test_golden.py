@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from opd.head.outcomes import TeacherTop
-from opd.head.tile import HeadSettings, Tile, TopScores
+from opd.head.settings import HeadSettings
+from opd.head.tile import Tile, TopScores
 from opd.head.weights import HiddenStates
 from opd.metrics import token_metrics
 from opd.objectives import OBJECTIVES

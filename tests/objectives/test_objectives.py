@@ -13,7 +13,7 @@ from opd.head.loss import head_loss
 from opd.head.statistics import STATISTICS
 from opd.head.weights import HiddenStates
 from opd.objectives import OBJECTIVES
-from opd.objectives.base import ChosenObjective, DenseObjective, Objective, RowsObjective
+from opd.objectives.base import ChosenObjective, DenseObjective, LogProbs, Objective, RowsObjective
 from opd.objectives.jsd import JSD
 from opd.plan import chosen_loss, pays, plan
 from opd.step import head_settings
@@ -159,7 +159,7 @@ def chosen_value(recipe, now, fixed) -> float:
 @pytest.mark.parametrize("spread", [0.01, 3.0, 30.0])
 def test_the_slope_is_the_derivative_of_the_value_in_a_free_log_p(objective, spread):
     log_ps_nO, log_pt_nO = log_probs(1, spread=spread).requires_grad_(), log_probs(2, spread=spread)
-    value_nO, slope_nO = objective(log_ps_nO, log_pt_nO)
+    value_nO, slope_nO = objective(LogProbs(log_ps_nO), LogProbs(log_pt_nO))
     (expected_nO,) = torch.autograd.grad(value_nO.sum(), log_ps_nO)
     assert_close(slope_nO.detach(), expected_nO, 1e-12)
 
@@ -167,9 +167,9 @@ def test_the_slope_is_the_derivative_of_the_value_in_a_free_log_p(objective, spr
 @every_dense
 def test_value_and_slope_are_elementwise(objective):
     log_ps_nO, log_pt_nO = log_probs(1), log_probs(2)
-    value_nO, slope_nO = objective(log_ps_nO, log_pt_nO)
+    value_nO, slope_nO = objective(LogProbs(log_ps_nO), LogProbs(log_pt_nO))
     for rows, columns in ((slice(2, 3), slice(None)), (slice(None), slice(4, 6))):
-        part_value, part_slope = objective(log_ps_nO[rows, columns], log_pt_nO[rows, columns])
+        part_value, part_slope = objective(LogProbs(log_ps_nO[rows, columns]), LogProbs(log_pt_nO[rows, columns]))
         assert_close(part_value, value_nO[rows, columns], 1e-15)
         assert_close(part_slope, slope_nO[rows, columns], 1e-15)
 
@@ -177,7 +177,7 @@ def test_value_and_slope_are_elementwise(objective):
 @every_dense
 def test_inputs_are_left_as_they_were(objective):
     log_ps_nO, log_pt_nO = log_probs(1), log_probs(2)
-    objective(log_ps_nO, log_pt_nO)
+    objective(LogProbs(log_ps_nO), LogProbs(log_pt_nO))
     assert torch.equal(log_ps_nO, log_probs(1)) and torch.equal(log_pt_nO, log_probs(2))
 
 
@@ -337,17 +337,17 @@ def test_a_chosen_objective_touches_only_the_tokens_that_it_chose(objective):
 
 @pytest.mark.parametrize("direction", ["forward", "reverse"])
 def test_skewed_kls_lie_between_nothing_and_the_plain_kl(direction):
-    log_ps_nO, log_pt_nO = log_probs(1), log_probs(2)
-    plain = OBJECTIVES[f"{direction}_kl"]()(log_ps_nO, log_pt_nO)[0].sum(-1)
+    both = LogProbs(log_probs(1)), LogProbs(log_probs(2))
+    plain = OBJECTIVES[f"{direction}_kl"]()(*both)[0].sum(-1)
     shares = [1e-9, 0.1, 0.5, 0.9, 1 - 1e-9]
-    skewed = [OBJECTIVES["skew_kl"](alpha=a, direction=direction)(log_ps_nO, log_pt_nO)[0].sum(-1) for a in shares]
+    skewed = [OBJECTIVES["skew_kl"](alpha=a, direction=direction)(*both)[0].sum(-1) for a in shares]
     assert_close(skewed[0], plain, 1e-5)
     assert all((more >= less).all() for more, less in pairwise(skewed)) and skewed[-1].abs().max() < 1e-7
 
 
 def test_jsd_is_symmetric_in_its_two_sides():
-    log_ps_nO, log_pt_nO = log_probs(1), log_probs(2)
-    one, other = JSD(beta=0.3)(log_ps_nO, log_pt_nO)[0], JSD(beta=0.7)(log_pt_nO, log_ps_nO)[0]
+    ours, theirs = LogProbs(log_probs(1)), LogProbs(log_probs(2))
+    one, other = JSD(beta=0.3)(ours, theirs)[0], JSD(beta=0.7)(theirs, ours)[0]
     assert_close(one.sum(-1), other.sum(-1), 1e-12)
 
 

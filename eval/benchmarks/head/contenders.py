@@ -16,9 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from eval.benchmarks.head.cases import BETAS, Inputs
-from opd.head.loss import DensePay, head_loss
+from opd.head.loss import head_loss
+from opd.head.pay import DensePay
+from opd.head.settings import HeadSettings
 from opd.head.statistics import row_statistics
-from opd.head.tile import HeadSettings
 from opd.head.weights import HeadWeights, HiddenStates, working_dtype
 from opd.objectives import OBJECTIVES
 

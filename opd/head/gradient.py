@@ -1,0 +1,108 @@
+"""Where the head's gradient adds up: hidden states, a middle layer's, weight and bias."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from opd.head.cost import STRIP_COLUMNS
+from opd.head.strips import factor, multiply
+from opd.head.weights import HiddenStates, working_dtype
+
+
+class Gradients:
+    """The sums, in the working dtype; a part that is not wanted is None.
+
+    wants: of hidden states, middle layer, weight and bias.
+    """
+
+    def __init__(self, student: HiddenStates, weak_NH: Tensor, wants: tuple[bool, ...]) -> None:
+        self.student, self.head = student, student.head
+        self.dtype = dtype = working_dtype(student.head.weight_VH.dtype)
+        sizes = (student.hidden_NH, weak_NH, self.head.weight_VH, self.head.bias_V)
+        self.dtypes = [None if like is None else like.dtype for like in sizes]
+        hidden, weak, weight, bias = wants
+        self.hidden_NH = torch.zeros_like(student.hidden_NH, dtype=dtype) if hidden else None
+        self.weak_NH = torch.zeros_like(weak_NH, dtype=dtype) if weak else None
+        self.weight_VH = torch.empty_like(self.head.weight_VH, dtype=dtype) if weight else None
+        self.bias_V = torch.zeros_like(self.head.bias_V, dtype=dtype) if bias else None
+        self.is_empty = True
+
+    def add_rows(self, rows_n: Int[Tensor, " n"], grad_nV: Float[Tensor, "n V"], weak_NH: Tensor | None = None) -> None:
+        """∂loss/∂(h Wᵀ + b) of whole rows; `weak_NH` where h is the middle layer's."""
+        states_NH = self.student.hidden_NH if weak_NH is None else weak_NH
+        of_states_NH = self.hidden_NH if weak_NH is None else self.weak_NH
+        slab = Slab(self, rows_n, states_NH[rows_n].to(self.dtype), of_states_NH)
+        for start in range(0, self.head.vocabulary, STRIP_COLUMNS):
+            columns = slice(start, min(start + STRIP_COLUMNS, self.head.vocabulary))
+            slab.add(columns, grad_nV[:, columns].T)
+        slab.close()
+
+    def collected(self) -> list[Tensor | None]:
+        """Every part in its own dtype, in the order of `wants`; what was summed in another is given up."""
+        if self.is_empty and self.weight_VH is not None:
+            self.weight_VH.zero_()
+        parts = (self.hidden_NH, self.weak_NH, self.weight_VH, self.bias_V)
+        pairs = zip(parts, self.dtypes, strict=True)
+        return [None if part is None else narrowed_(part, dtype) for part, dtype in pairs]
+
+
+class Slab:
+    """The gradient of some rows, strip by strip over all the vocabulary; `close` adds it to the whole.
+
+    of_hidden_NH: where the states' gradient goes. hidden_nH: these rows' states in the dtype of the products.
+    """
+
+    def __init__(self, whole: Gradients, rows_n: Int[Tensor, " n"], hidden_nH: Tensor, of_hidden_NH: Tensor | None):
+        self.whole, self.rows_n, self.hidden_nH, self.of_hidden_NH = whole, rows_n, hidden_nH, of_hidden_NH
+        self.product_dtype = hidden_nH.dtype
+        self.grad_Hn: Tensor | None = None
+        if of_hidden_NH is not None:
+            self.grad_Hn = of_hidden_NH.new_zeros(of_hidden_NH.shape[1], len(rows_n))
+
+    def add(self, columns: slice, grad_vn: Float[Tensor, "v n"]) -> None:
+        """∂loss/∂(h Wᵀ + b) of those columns, each once."""
+        if self.whole.bias_V is not None:
+            self.whole.bias_V[columns] += grad_vn.sum(-1)
+        grad_vn = grad_vn.to(self.product_dtype)
+        if self.grad_Hn is not None:
+            _add_product(self.grad_Hn, self.whole.head.weight_VH[columns].T, grad_vn, fresh=False)
+        if self.whole.weight_VH is not None:
+            _add_product(self.whole.weight_VH[columns], grad_vn, self.hidden_nH, fresh=self.whole.is_empty)
+
+    def add_tokens(self, ids: list[int], grad_ns: Float[Tensor, "n s"]) -> None:
+        """The same of a few tokens whose columns were left at 0."""
+        if self.whole.bias_V is not None:
+            self.whole.bias_V[ids] += grad_ns.sum(0)
+        if self.grad_Hn is not None:
+            self.grad_Hn += self.whole.head.weight_VH[ids].to(grad_ns.dtype).T @ grad_ns.T
+        if self.whole.weight_VH is not None:
+            self.whole.weight_VH[ids] += grad_ns.T @ self.hidden_nH.to(grad_ns.dtype)
+
+    def close(self) -> None:
+        """The rows are done."""
+        if self.grad_Hn is not None:
+            self.of_hidden_NH[self.rows_n] += self.grad_Hn.T
+        self.whole.is_empty = False
+
+
+def _add_product(sum_ac: Tensor, left_ab: Tensor, right_bc: Tensor, *, fresh: bool) -> None:
+    """sum += left · right, or = where `fresh`; products in the dtype of the gradient of logits."""
+    dtype = right_bc.dtype if left_ab.dtype != right_bc.dtype else left_ab.dtype
+    if sum_ac.dtype == dtype and sum_ac.device.type == "cpu":
+        sum_ac.addmm_(factor(left_ab, dtype), factor(right_bc, dtype), beta=int(not fresh))
+        return
+    part_ac = multiply(left_ab, right_bc, torch.empty_like(sum_ac, dtype=dtype))
+    sum_ac.copy_(part_ac) if fresh else sum_ac.add_(part_ac)
+
+
+def narrowed_(sum_: Tensor, dtype: torch.dtype) -> Tensor:
+    """The sum in a narrower dtype, in its own memory: a copy beside it would be the head's largest tensor but one."""
+    if sum_.dtype == dtype:
+        return sum_
+    narrow = sum_.view(-1).view(dtype)[: sum_.numel()].view_as(sum_)
+    for start in range(0, len(sum_), STRIP_COLUMNS):
+        rows = slice(start, start + STRIP_COLUMNS)
+        narrow[rows] = sum_[rows].to(dtype)
+    return narrow

@@ -1,0 +1,49 @@
+"""What every pass of the head needs to know beside its rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+LEAST = -1e30
+"""What stands for a logit of −inf: its outcome has probability 0, and 0 · LEAST is 0 where 0 · −inf is not a number."""
+HeadPrecision = Literal["exact", "fast"]
+
+
+@dataclass(frozen=True)
+class HeadSettings:
+    """temperature: of both models in objectives and statistics. sampler_temperature: the rollouts'.
+
+    candidates: K of the student's top K, where an objective asks for them. stop: token ids that end a turn;
+    `merge_stop` makes them one outcome (arXiv 2609.20511). tile_bytes: working memory; never changes a result.
+    precision: of products with 16-bit weights on the CPU; exact multiplies and sums in float32, fast rounds each
+    product to 16 bits. Nothing else reads it.
+    """
+
+    temperature: float = 1.0
+    sampler_temperature: float = 1.0
+    candidates: int = 0
+    stop: tuple[int, ...] = ()
+    merge_stop: bool = False
+    tile_bytes: int = 150 << 20
+    precision: HeadPrecision = "exact"
+
+    @property
+    def merges(self) -> bool:
+        """Whether several end tokens are one outcome."""
+        return self.merge_stop and len(self.stop) > 1
+
+    def outcome_of(self, token_id: Tensor) -> Tensor:
+        """The outcome that a token belongs to: itself, or the stop class's first token for any of its tokens."""
+        if not self.merges:
+            return token_id
+        stop = torch.tensor(self.stop, device=token_id.device)
+        return torch.where(torch.isin(token_id, stop), stop[0], token_id)
+
+
+def ruled_out(value: Tensor) -> Tensor:
+    """The value, or inf where LEAST took part in it: one model does what the other rules out."""
+    return value.masked_fill(value > -LEAST * 1e-15, torch.inf)

@@ -1,0 +1,178 @@
+"""Terms whose gradient is elementwise, strip by strip over the vocabulary.
+
+With both models' log-normalisers and every Σf and Σf′ known, one sweep gives the gradient: the rows of all terms go
+together and nothing is kept. Else the products of a slab of rows are kept between its sweeps, so that none is made
+twice: normalisers, then sums that no statistic gives, then the gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from opd.head.cost import kept_rows, streamed_rows
+from opd.head.gradient import Gradients, Slab
+from opd.head.pay import ChosenPay, DensePay, retained_rows
+from opd.head.settings import HeadSettings
+from opd.head.strips import Memory, Strip, Strips
+from opd.head.sums import READ, Running, log_normaliser
+from opd.head.tile import TopScores
+from opd.head.weights import HiddenStates, working_dtype
+from opd.objectives.base import LogProbs
+
+WHO = ("student", "teacher")
+Totals = tuple[Tensor, Tensor]
+"""Σ f and Σ f′ over the outcomes of each row, [n] each."""
+
+
+def stream(
+    student: HiddenStates,
+    teacher: HiddenStates | TopScores | None,
+    pays: list[DensePay | ChosenPay],
+    settings: HeadSettings,
+    known: Mapping[str, Tensor],
+    gradients: Gradients,
+) -> Tensor:
+    """The loss of those terms; their gradient is added."""
+    dtype, V = working_dtype(student.hidden_NH.dtype), student.head.vocabulary
+    loss = student.hidden_NH.new_zeros((), dtype=dtype)
+    rows_N = retained_rows(pays, len(student), student.hidden_NH.device)
+    dense = [pay for pay in pays if isinstance(pay, DensePay)]
+    reads_teacher = any(pay.objective.reads_teacher for pay in dense)
+    if reads_teacher and not isinstance(teacher, HiddenStates):
+        raise ValueError("the teacher's whole distribution is needed, and it gives none")
+    sums = [pay.objective.sums for pay in dense]
+    names = {"student_normaliser"} | ({"teacher_normaliser"} if reads_teacher else set()) | set(sums) - {None}
+    is_known = None not in sums and names <= known.keys()
+    size = {"itemsize": dtype.itemsize, "tile_bytes": settings.tile_bytes}
+    n = streamed_rows(**size) if is_known else kept_rows(V, **size)
+    kept: Memory = {}
+    for rows_n in rows_N.split(n) if len(rows_N) else ():
+        own, others = student.rows(rows_n), teacher.rows(rows_n) if reads_teacher else None
+        strips = Strips(own, others, settings, None if is_known else kept)
+        found = {name: known[name][rows_n] for name in names} if is_known else statistics_of(strips, names)
+        slab = Slab(gradients, rows_n, strips.models["student"].hidden_nH, gradients.hidden_NH)
+        loss += SlabSweep(strips, [pay.rows(rows_n) for pay in pays], settings, found).run(slab)
+    return loss
+
+
+def statistics_of(strips: Strips, names: set[str]) -> dict[str, Tensor]:
+    """Normalisers and sums by name, in float64, by one sweep."""
+    running = Running(frozenset(names & READ.keys()), strips.temperature)
+    for strip in strips:
+        running.see(strips.merge(strip))
+    sums = running.sums
+    return {
+        name: READ[name](sums, name) if name in READ else log_normaliser(sums, name.removesuffix("_normaliser"))
+        for name in names
+    }
+
+
+class SlabSweep:
+    """What one slab of rows pays. found: `statistics_of` it."""
+
+    def __init__(
+        self, strips: Strips, pays: list[DensePay | ChosenPay], settings: HeadSettings, found: Mapping[str, Tensor]
+    ) -> None:
+        self.strips, self.settings, self.found = strips, settings, found
+        self.student = strips.models["student"]
+        self.head, self.dtype = self.student.head, self.student.dtype
+        self.shift = {who: self._shift(found[f"{who}_normaliser"]) for who in strips.models}
+        self.dense = [pay for pay in pays if isinstance(pay, DensePay)]
+        self.chosen = [pay for pay in pays if isinstance(pay, ChosenPay)]
+
+    def run(self, slab: Slab) -> Tensor:
+        """The loss; the gradient goes to the slab."""
+        loss, pull_n = self._loss_and_pull()
+        over = self.head.scale / self.settings.temperature
+        weights = [(pay.weight_N.to(self.dtype) * over)[:, None] for pay in self.dense]
+        pull_n1 = (pull_n * over).to(self.dtype)[:, None]
+        stop_n, mass_n = torch.zeros_like(pull_n1[:, 0]), torch.zeros_like(pull_n1[:, 0])
+        for strip in self.strips:
+            caps_vn = self.head.cap_slope(self.strips.merge(strip).student_vn)
+            mass_n += self._to_gradient_(strip, weights, pull_n1)
+            self._add_chosen_(strip, over)
+            stop_n += self._take_stop_(strip)
+            slab.add(strip.columns, strip.student_vn if caps_vn is None else strip.student_vn.mul_(caps_vn))
+        self._give_stop(slab, stop_n)
+        slab.close()
+        other_states = ((mass_n - 1).abs() > 0.05).any()  # the normalisers are not theirs
+        return loss.to(self.dtype).masked_fill(other_states, torch.nan)
+
+    def _loss_and_pull(self) -> Totals:
+        """Loss, and Σ over terms of what multiplies −p_S in each row's gradient; float64."""
+        rows = len(self.student.hidden_nH)
+        loss, pull_n = (self.student.hidden_nH.new_zeros(size, dtype=torch.float64) for size in ((), (rows,)))
+        swept = iter(self._swept_totals([pay for pay in self.dense if pay.objective.sums is None]))
+        for pay in self.dense:
+            name, weight_n = pay.objective.sums, pay.weight_N.double()
+            value_n, slope_n = next(swept) if name is None else pay.objective.totals(self.found[name].double())
+            loss += (value_n * weight_n).sum()
+            pull_n += slope_n * weight_n
+        for pay in self.chosen:
+            pull_n += pay.slope_NK.double().sum(-1)
+        return loss, pull_n
+
+    def _swept_totals(self, pays: list[DensePay]) -> list[list[Tensor]]:
+        """Σf and Σf′ of each term, by a sweep of their own if there is a term."""
+        totals: list[list[Tensor]] = [[0.0, 0.0] for _ in pays]
+        for strip in self.strips if pays else ():
+            for _, logits in self.strips.merge(strip).blocks():
+                both = self._log_probs(logits)
+                for total, pay in zip(totals, pays, strict=True):
+                    for i, part_nb in enumerate(pay.objective(*both)):
+                        total[i] += part_nb.sum(-1).double()
+        return totals
+
+    def _log_probs(self, logits: dict[str, Tensor]) -> tuple[LogProbs, LogProbs | None]:
+        """Both models' log-probabilities of a block."""
+        student, teacher = (LogProbs(self._log_p(logits[who], who)) if who in logits else None for who in WHO)
+        return student, teacher
+
+    def _log_p(self, logits_nb: Tensor, who: str) -> Tensor:
+        high_n1, low_n1 = self.shift[who]
+        less_nb = (logits_nb - high_n1).sub_(low_n1)
+        return less_nb if self.settings.temperature == 1.0 else less_nb.div_(self.settings.temperature)
+
+    def _shift(self, normaliser_n: Tensor) -> tuple[Tensor, Tensor]:
+        """The normaliser in units of logits as two numbers, the second what the first rounds away."""
+        shift_n1 = normaliser_n.double()[:, None] * self.settings.temperature
+        high_n1 = shift_n1.to(self.dtype)
+        return high_n1, (shift_n1 - high_n1).to(self.dtype)
+
+    def _to_gradient_(self, strip: Strip, weights: list[Tensor], pull_n1: Tensor) -> Tensor:
+        """Σ weight · f′ − p_S · pull in the place of the student's logits; returns the strip's Σ p_S."""
+        mass_n = torch.zeros_like(pull_n1[:, 0])
+        for columns, logits in strip.blocks():
+            student, teacher = self._log_probs(logits)
+            mass_n += student.p_nO.sum(-1)
+            grad_nb = student.p_nO * -pull_n1
+            for pay, weight_n1 in zip(self.dense, weights, strict=True):
+                grad_nb.addcmul_(pay.objective(student, teacher)[1], weight_n1)
+            strip.student_vn[columns] = grad_nb.T
+        return mass_n
+
+    def _add_chosen_(self, strip: Strip, over: float) -> None:
+        """The slopes of the chosen tokens that stand in the strip."""
+        for pay in self.chosen:
+            place_nK, inside_nK = strip.holds(self.settings.outcome_of(pay.token_id_NK))
+            slope_nK = torch.where(inside_nK, pay.slope_NK.to(self.dtype) * over, 0)
+            strip.student_vn.scatter_add_(0, place_nK.T, slope_nK.T)
+
+    def _take_stop_(self, strip: Strip) -> Tensor | float:
+        """The gradient of the end tokens' outcome, if it stands in the strip; all their columns are left at 0."""
+        taken = 0.0
+        for place, token in enumerate(self.settings.stop if self.settings.merges else ()):
+            if strip.start <= token < strip.columns.stop:
+                taken = taken if place else strip.student_vn[token - strip.start].clone()
+                strip.student_vn[token - strip.start] = 0
+        return taken
+
+    def _give_stop(self, slab: Slab, grad_n: Tensor) -> None:
+        """Each end token's share p_i / P of the outcome's gradient."""
+        if self.settings.merges:
+            caps_ns = self.head.cap_slope(self.student.stop_ns)
+            grad_ns = (self.student.stop_ns / self.settings.temperature).softmax(-1) * grad_n[:, None]
+            slab.add_tokens(list(self.settings.stop), grad_ns if caps_ns is None else grad_ns * caps_ns)

@@ -1,0 +1,110 @@
+"""Sums over the vocabulary, block by block: log-normalisers, entropies and divergences of both models' rows.
+
+Every sum is of logits less the largest so far, so that an entropy of 1e-6 has digits: H = log Σe^x − Σe^x·x / Σe^x with
+the first sum in float64 and a second whose largest term is 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from opd.head.cost import MOST_PARTS
+from opd.head.settings import ruled_out
+from opd.head.strips import Strip
+
+Sums = dict[str, Tensor]
+"""By name, [n] each in float64: `student_max`, `student_sum` (Σ e^x of x, the logits less the largest), the teacher's
+(y), and as asked `student_entropy` Σ e^x·x, `teacher_entropy` Σ e^y·y, `reverse_kl` Σ e^x·(x − y), `forward_kl`
+Σ e^y·(y − x)."""
+
+ENTROPIES = {"student_entropy": "student", "teacher_entropy": "teacher"}
+KLS = {"reverse_kl": ("student", "teacher"), "forward_kl": ("teacher", "student")}
+
+
+def block_sums(asks: frozenset[str], logits: dict[str, Float[Tensor, "n b"]], temperature: float) -> Sums:
+    """The sums of one block over the temperature; `logits` of each model by name."""
+    found, less, exp = {}, {}, {}
+    for who, logits_nb in logits.items():
+        largest_n = logits_nb.amax(-1)
+        less[who] = logits_nb - largest_n[:, None]
+        exp[who] = (less[who] if temperature == 1.0 else less[who].div_(temperature)).exp()
+        found[f"{who}_max"] = largest_n.double() / temperature
+        found[f"{who}_sum"] = exp[who].sum(-1, dtype=torch.float64)
+    for name, who in ENTROPIES.items():
+        if name in asks:
+            found[name] = (exp[who] * less[who]).sum(-1).double()
+    if not asks.isdisjoint(KLS):
+        ratio_nb = less["student"].sub_(less["teacher"])
+        for name, (who, _) in KLS.items():
+            if name in asks:
+                sign = 1 if who == "student" else -1
+                found[name] = sign * exp[who].mul_(ratio_nb).sum(-1).double()
+    return found
+
+
+class Running:
+    """The sums of the blocks seen so far."""
+
+    def __init__(self, asks: frozenset[str], temperature: float) -> None:
+        self.asks, self.temperature = asks, temperature
+        self._parts: list[Sums] = []
+
+    def see(self, strip: Strip, *, student_only: bool = False) -> None:
+        """Take in a strip."""
+        for _, logits in strip.blocks():
+            logits = {"student": logits["student"]} if student_only else logits
+            self._parts.append(block_sums(self.asks, logits, self.temperature))
+        if len(self._parts) >= MOST_PARTS:
+            self._parts = [merged(self._parts)]
+
+    @property
+    def sums(self) -> Sums:
+        """Of all of them."""
+        self._parts = [merged(self._parts)]
+        return self._parts[0]
+
+
+def merged(parts: list[Sums]) -> Sums:
+    """The sums of several blocks as one's."""
+    all_kn = {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
+    found, shift, scale = {}, {}, {}
+    for who in ("student", "teacher"):
+        if f"{who}_max" in all_kn:
+            found[f"{who}_max"] = all_kn[f"{who}_max"].amax(0)
+            shift[who] = all_kn[f"{who}_max"] - found[f"{who}_max"]
+            scale[who] = shift[who].exp()
+            found[f"{who}_sum"] = (scale[who] * all_kn[f"{who}_sum"]).sum(0)
+    for name, who in ENTROPIES.items():
+        if name in all_kn:
+            found[name] = (scale[who] * (all_kn[name] + all_kn[f"{who}_sum"] * shift[who])).sum(0)
+    for name, (who, other) in KLS.items():
+        if name in all_kn:
+            found[name] = (scale[who] * (all_kn[name] + all_kn[f"{who}_sum"] * (shift[who] - shift[other]))).sum(0)
+    return found
+
+
+def log_normaliser(sums: Sums, who: str) -> Float[Tensor, " n"]:
+    """log Σ e^logit."""
+    return sums[f"{who}_max"] + sums[f"{who}_sum"].log()
+
+
+def entropy(sums: Sums, name: str) -> Float[Tensor, " n"]:
+    """H = −Σ p log p, nats."""
+    total_n = sums[f"{ENTROPIES[name]}_sum"]
+    return (total_n.log() - sums[name] / total_n).clamp_min(0)
+
+
+def kl(sums: Sums, name: str) -> Float[Tensor, " n"]:
+    """KL(p‖q) = Σ p (log p − log q), nats; rounding below zero is cut off; inf where q rules out what p does."""
+    who, other = KLS[name]
+    total_n, others_n = sums[f"{who}_sum"], sums[f"{other}_sum"]
+    kl_n = (sums[name] / total_n - total_n.log() + others_n.log()).clamp_min(0)
+    return ruled_out(kl_n)
+
+
+READ: dict[str, Callable[[Sums, str], Tensor]] = dict.fromkeys(ENTROPIES, entropy) | dict.fromkeys(KLS, kl)
+"""How each ask is read from its sums."""
