@@ -1,9 +1,10 @@
 """The tiled, selective lm_head: statistics and losses over the vocabulary, without ever building the logits.
 
 In reading order: `settings.py` (what every pass must know), `weights.py` (what an lm_head is, and hidden states that
-wait for one), `cost.py` (how work is cut, and what it costs), `strips.py` (logits strip by strip of the vocabulary),
-`sums.py` (normalisers, entropies and divergences from strips), `statistics.py` (those and log-probs of each row),
-`pay.py` (what rows pay in a term), `gradient.py` (where gradients add up), `stream.py` (terms strip by strip),
-`tile.py` and `outcomes.py` (whole rows, for terms that need them), `loss.py` (all of it, on retained rows only). Pure
-mathematics on tensors: the module that owns the weights is in `opd/student.py`.
+wait for one), `cost.py` (how work is cut, and what it costs), `shard.py` (a head cut by vocabulary), `strips.py`
+(logits strip by strip of the vocabulary), `sums.py` (normalisers, entropies and divergences from strips),
+`statistics.py` (those and log-probs of each row), `pay.py` (what rows pay in a term), `gradient.py` (where gradients
+add up), `stream.py` (terms strip by strip), `tile.py` and `outcomes.py` (whole rows, for terms that need them),
+`loss.py` (all of it, on retained rows only). Pure mathematics on tensors: the module that owns the weights is in
+`opd/student.py`.
 """

@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from opd.head.cost import STRIP_COLUMNS
+from opd.head.shard import VocabShard
 from opd.head.strips import factor, multiply
 from opd.head.weights import HiddenStates, working_dtype
 
@@ -39,11 +40,12 @@ class Gradients:
             slab.add(columns, grad_nV[:, columns].T)
         slab.close()
 
-    def collected(self) -> list[Tensor | None]:
+    def collected(self, shard: VocabShard) -> list[Tensor | None]:
         """Every part in its own dtype, in the order of `wants`; what was summed in another is given up."""
         if self.is_empty and self.weight_VH is not None:
             self.weight_VH.zero_()
-        parts = (self.hidden_NH, self.weak_NH, self.weight_VH, self.bias_V)
+        hidden_NH = None if self.hidden_NH is None else shard.sum(self.hidden_NH)
+        parts = (hidden_NH, self.weak_NH, self.weight_VH, self.bias_V)
         pairs = zip(parts, self.dtypes, strict=True)
         return [None if part is None else narrowed_(part, dtype) for part, dtype in pairs]
 

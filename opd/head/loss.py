@@ -17,6 +17,7 @@ from opd.head.cost import tile_rows
 from opd.head.gradient import Gradients
 from opd.head.pay import Pay, retained_rows
 from opd.head.settings import HeadSettings, ruled_out
+from opd.head.shard import VocabShard, whole_of
 from opd.head.stream import stream
 from opd.head.tile import Tile, TopScores
 from opd.head.weights import HeadWeights, HiddenStates
@@ -30,6 +31,7 @@ def head_loss(
     settings: HeadSettings,
     weak_NH: Float[Tensor, "N H"] | None = None,
     known: Mapping[str, Tensor] | None = None,
+    shard: VocabShard | None = None,
 ) -> Float[Tensor, ""]:
     """Σ over terms of what the rows pay, in nats; differentiable in hidden states, the middle layer's, weight and bias.
 
@@ -37,10 +39,12 @@ def head_loss(
     f′ − p_S·Σf′ over the temperature; no T² factor. Peak memory: `cost.peak_extra_bytes`.
     known: `row_statistics` of the same states, where there are any; with both normalisers and what the objectives name
     as their `sums`, the gradient takes one sweep in which nothing is kept.
+    shard: which part of the vocabulary both heads hold, where they hold one; the gradient of hidden states is then of
+    all parts, that of the weight of one's own. Raises ValueError for a term that needs whole rows of a part.
     """
     head = student.head
     weak_NH = student.hidden_NH[:0] if weak_NH is None else weak_NH
-    given = (teacher, pays, token_id_N, settings, known or {})
+    given = (teacher, pays, token_id_N, settings, known or {}, shard or whole_of(head))
     return _HeadLoss.apply(student.hidden_NH, weak_NH, head.weight_VH, head.bias_V, head, given)
 
 
@@ -72,14 +76,17 @@ def _compute(
     token_id_N: Tensor,
     settings: HeadSettings,
     known: Mapping[str, Tensor],
+    shard: VocabShard,
     wants: tuple[bool, ...],
 ) -> tuple[Tensor, list[Tensor | None]]:
     """The loss, and the gradients that are wanted of hidden states, middle layer, weight and bias."""
     gradients = Gradients(student, weak_NH, wants)
     streamed, tiled = ([pay for pay in pays if pay.streams is streams] for streams in (True, False))
-    loss = stream(student, teacher, streamed, settings, known, gradients)
+    if tiled and shard.vocabulary != student.head.vocabulary:
+        raise ValueError("a term that needs whole rows can't be paid by a part of the vocabulary; give whole heads")
+    loss = stream(student, teacher, streamed, settings, known, gradients, shard)
     loss += _by_tiles(student, teacher, tiled, token_id_N, settings, weak_NH, gradients)
-    return ruled_out(loss), gradients.collected()
+    return ruled_out(loss), gradients.collected(shard)
 
 
 def _by_tiles(

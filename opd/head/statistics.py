@@ -6,11 +6,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from opd.head.cost import streamed_rows
 from opd.head.settings import HeadSettings
+from opd.head.shard import VocabShard, whole_of
 from opd.head.strips import Strip, Strips
 from opd.head.sums import READ, Running, log_normaliser
 from opd.head.tile import top
@@ -52,6 +54,15 @@ class Best:
         self.id_nK = id_nK.gather(-1, order_nK)
         self.logits = {who: logits_nK.gather(-1, order_nK) for who, logits_nK in found.items()}
 
+    def share(self, shard: VocabShard) -> None:
+        """Those of all shards."""
+        lacking = self.k - self.id_nK.shape[-1]
+        id_RnK = shard.gather(F.pad(self.id_nK, (0, lacking)))
+        found = {who: shard.gather(F.pad(x_nK, (0, lacking), value=-torch.inf)) for who, x_nK in self.logits.items()}
+        order_nK = _side_by_side(found[self.of]).sort(dim=-1, descending=True, stable=True).indices[:, : self.k]
+        self.id_nK = _side_by_side(id_RnK).gather(-1, order_nK)
+        self.logits = {who: _side_by_side(x_RnK).gather(-1, order_nK) for who, x_RnK in found.items()}
+
 
 class Swept:
     """What one sweep over the vocabulary found of n rows. names: the statistics that will be read."""
@@ -59,12 +70,13 @@ class Swept:
     def __init__(self, strips: Strips, token_id_n: Int[Tensor, " n"], names: list[str], settings: HeadSettings) -> None:
         self.settings, self.models, self.token_id_n = settings, strips.models, token_id_n
         asks = frozenset().union(*(STATISTICS[name].sums for name in names))
-        self.raw_token: dict[str, Tensor] = {}
-        self.candidates = Best("student", settings.candidates)
+        zeros_n = strips.models["student"].stop_n.new_zeros(len(token_id_n))
+        self.raw_token = {who: zeros_n.clone() for who in self.models}
+        self.candidates = Best("student", min(settings.candidates, strips.shard.vocabulary))
         self.teacher_top = Best("teacher", 1)
         ranked = [b for b, prefix in self._ranked() if any(name.startswith(prefix) for name in names)]
-        running = Running(asks, settings.temperature)
-        sampler = Running(frozenset(), settings.sampler_temperature)
+        running = Running(asks, settings.temperature, strips.shard)
+        sampler = Running(frozenset(), settings.sampler_temperature, strips.shard)
         colder = "trainer_logprob" in names and settings.sampler_temperature != settings.temperature
         for strip in strips:
             self._pick(strip)
@@ -74,6 +86,9 @@ class Swept:
             running.see(strip)
             for best in ranked:
                 best.see(strip)
+        for best in ranked:
+            best.share(strips.shard)
+        self.raw_token = {who: strips.shard.sum(logit_n) for who, logit_n in self.raw_token.items()}
         self.sums = running.sums
         self.sampler_sums = sampler.sums if colder else self.sums
 
@@ -109,7 +124,12 @@ class Swept:
         place_n, inside_n = strip.holds(self.token_id_n)
         for who, logits_vn in strip.logits.items():
             here_n = logits_vn.gather(0, place_n[None]).squeeze(0)
-            self.raw_token[who] = torch.where(inside_n, here_n, self.raw_token.get(who, here_n))
+            self.raw_token[who] += torch.where(inside_n, here_n, 0)
+
+
+def _side_by_side(x_RnK: Tensor) -> Tensor:
+    """[R, n, K] as [n, R·K]."""
+    return x_RnK.transpose(0, 1).flatten(1)
 
 
 def _of_sums(name: str, *, needs_teacher: bool) -> Statistic:
@@ -165,12 +185,15 @@ def row_statistics(
     teacher: HiddenStates | None,
     token_id_N: Int[Tensor, " N"],
     settings: HeadSettings,
+    shard: VocabShard | None = None,
 ) -> dict[str, Tensor]:
     """The statistics named in `needs` for every row: [N] each, [N, K] for candidates.
 
     One sweep over the vocabulary for all of them. The teacher's head is touched only where a statistic needs it. Raises
-    KeyError for a name that does not exist, and ValueError where a teacher is needed and None.
+    KeyError for a name that does not exist, and ValueError where a teacher is needed and None. shard: which part of the
+    vocabulary both heads hold, where they hold one.
     """
+    shard = shard or whole_of(student.head)
     names = sorted(set(needs))
     if unknown := set(names) - set(STATISTICS):
         raise KeyError(f"no such statistic: {sorted(unknown)}; there are {tuple(STATISTICS)}")
@@ -182,7 +205,7 @@ def row_statistics(
     parts: dict[str, list[Tensor]] = {name: [] for name in names}
     for rows_n in torch.arange(len(student), device=token_id_N.device).split(n) if names else []:
         others = teacher.rows(rows_n) if reads_teacher else None
-        strips = Strips(student.rows(rows_n), others, settings)
+        strips = Strips(student.rows(rows_n), others, settings, shard)
         swept = Swept(strips, token_id_N[rows_n], names, settings)
         for name in names:
             column = STATISTICS[name].of(swept)

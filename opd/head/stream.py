@@ -16,7 +16,8 @@ from opd.head.cost import kept_rows, streamed_rows
 from opd.head.gradient import Gradients, Slab
 from opd.head.pay import ChosenPay, DensePay, retained_rows
 from opd.head.settings import HeadSettings
-from opd.head.strips import Memory, Strip, Strips
+from opd.head.shard import VocabShard
+from opd.head.strips import Memory, Strip, Strips, held
 from opd.head.sums import READ, Running, log_normaliser
 from opd.head.tile import TopScores
 from opd.head.weights import HiddenStates, working_dtype
@@ -34,9 +35,10 @@ def stream(
     settings: HeadSettings,
     known: Mapping[str, Tensor],
     gradients: Gradients,
+    shard: VocabShard,
 ) -> Tensor:
     """The loss of those terms; their gradient is added."""
-    dtype, V = working_dtype(student.hidden_NH.dtype), student.head.vocabulary
+    dtype = working_dtype(student.hidden_NH.dtype)
     loss = student.hidden_NH.new_zeros((), dtype=dtype)
     rows_N = retained_rows(pays, len(student), student.hidden_NH.device)
     dense = [pay for pay in pays if isinstance(pay, DensePay)]
@@ -47,11 +49,11 @@ def stream(
     names = {"student_normaliser"} | ({"teacher_normaliser"} if reads_teacher else set()) | set(sums) - {None}
     is_known = None not in sums and names <= known.keys()
     size = {"itemsize": dtype.itemsize, "tile_bytes": settings.tile_bytes}
-    n = streamed_rows(**size) if is_known else kept_rows(V, **size)
+    n = streamed_rows(**size) if is_known else kept_rows(shard.widest, **size)
     kept: Memory = {}
     for rows_n in rows_N.split(n) if len(rows_N) else ():
         own, others = student.rows(rows_n), teacher.rows(rows_n) if reads_teacher else None
-        strips = Strips(own, others, settings, None if is_known else kept)
+        strips = Strips(own, others, settings, shard, None if is_known else kept)
         found = {name: known[name][rows_n] for name in names} if is_known else statistics_of(strips, names)
         slab = Slab(gradients, rows_n, strips.models["student"].hidden_nH, gradients.hidden_NH)
         loss += SlabSweep(strips, [pay.rows(rows_n) for pay in pays], settings, found).run(slab)
@@ -60,7 +62,7 @@ def stream(
 
 def statistics_of(strips: Strips, names: set[str]) -> dict[str, Tensor]:
     """Normalisers and sums by name, in float64, by one sweep."""
-    running = Running(frozenset(names & READ.keys()), strips.temperature)
+    running = Running(frozenset(names & READ.keys()), strips.temperature, strips.shard)
     for strip in strips:
         running.see(strips.merge(strip))
     sums = running.sums
@@ -76,7 +78,7 @@ class SlabSweep:
     def __init__(
         self, strips: Strips, pays: list[DensePay | ChosenPay], settings: HeadSettings, found: Mapping[str, Tensor]
     ) -> None:
-        self.strips, self.settings, self.found = strips, settings, found
+        self.strips, self.shard, self.settings, self.found = strips, strips.shard, settings, found
         self.student = strips.models["student"]
         self.head, self.dtype = self.student.head, self.student.dtype
         self.shift = {who: self._shift(found[f"{who}_normaliser"]) for who in strips.models}
@@ -95,10 +97,11 @@ class SlabSweep:
             mass_n += self._to_gradient_(strip, weights, pull_n1)
             self._add_chosen_(strip, over)
             stop_n += self._take_stop_(strip)
-            slab.add(strip.columns, strip.student_vn if caps_vn is None else strip.student_vn.mul_(caps_vn))
-        self._give_stop(slab, stop_n)
+            grad_vn = strip.student_vn if caps_vn is None else strip.student_vn.mul_(caps_vn)
+            slab.add(self.strips.rows_of(strip), grad_vn)
+        self._give_stop(slab, self.shard.sum(stop_n))
         slab.close()
-        other_states = ((mass_n - 1).abs() > 0.05).any()  # the normalisers are not theirs
+        other_states = ((self.shard.sum(mass_n) - 1).abs() > 0.05).any()  # the normalisers are not theirs
         return loss.to(self.dtype).masked_fill(other_states, torch.nan)
 
     def _loss_and_pull(self) -> Totals:
@@ -124,7 +127,7 @@ class SlabSweep:
                 for total, pay in zip(totals, pays, strict=True):
                     for i, part_nb in enumerate(pay.objective(*both)):
                         total[i] += part_nb.sum(-1).double()
-        return totals
+        return [[self.shard.sum(sum_n) for sum_n in total] for total in totals]
 
     def _log_probs(self, logits: dict[str, Tensor]) -> tuple[LogProbs, LogProbs | None]:
         """Both models' log-probabilities of a block."""
@@ -165,7 +168,7 @@ class SlabSweep:
         """The gradient of the end tokens' outcome, if it stands in the strip; all their columns are left at 0."""
         taken = 0.0
         for place, token in enumerate(self.settings.stop if self.settings.merges else ()):
-            if strip.start <= token < strip.columns.stop:
+            if strip.start <= token < strip.start + len(strip.student_vn):
                 taken = taken if place else strip.student_vn[token - strip.start].clone()
                 strip.student_vn[token - strip.start] = 0
         return taken
@@ -175,4 +178,6 @@ class SlabSweep:
         if self.settings.merges:
             caps_ns = self.head.cap_slope(self.student.stop_ns)
             grad_ns = (self.student.stop_ns / self.settings.temperature).softmax(-1) * grad_n[:, None]
-            slab.add_tokens(list(self.settings.stop), grad_ns if caps_ns is None else grad_ns * caps_ns)
+            grad_ns = grad_ns if caps_ns is None else grad_ns * caps_ns
+            places, rows = held(self.settings.stop, self.head)
+            slab.add_tokens(rows, grad_ns[:, places])

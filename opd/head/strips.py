@@ -15,6 +15,7 @@ from torch import Tensor
 
 from opd.head.cost import BLOCKS_A_STRIP, strip_columns, strip_elements
 from opd.head.settings import LEAST, HeadSettings
+from opd.head.shard import VocabShard
 from opd.head.weights import HiddenStates, working_dtype
 
 
@@ -30,11 +31,6 @@ class Strip:
     def student_vn(self) -> Float[Tensor, "v n"]:
         """The student's."""
         return self.logits["student"]
-
-    @property
-    def columns(self) -> slice:
-        """Its columns of the vocabulary."""
-        return slice(self.start, self.start + len(self.student_vn))
 
     def blocks(self) -> Iterator[tuple[slice, dict[str, Float[Tensor, "n b"]]]]:
         """(columns within the strip, logits of each model as [n, b]) block by block."""
@@ -60,20 +56,30 @@ class Strips:
     """
 
     def __init__(
-        self, student: HiddenStates, teacher: HiddenStates | None, settings: HeadSettings, keep: Memory | None = None
+        self,
+        student: HiddenStates,
+        teacher: HiddenStates | None,
+        settings: HeadSettings,
+        shard: VocabShard,
+        keep: Memory | None = None,
     ) -> None:
         size = {"itemsize": working_dtype(student.hidden_NH.dtype).itemsize, "tile_bytes": settings.tile_bytes}
-        self.temperature = settings.temperature
+        self.temperature, self.shard, self.start = settings.temperature, shard, student.head.start
         self.vocabulary, self.columns = student.head.vocabulary, strip_columns(len(student), **size)
         self.block_columns = max(1, strip_elements(**size) // BLOCKS_A_STRIP // max(1, len(student)))
         states = {"student": student} | ({} if teacher is None else {"teacher": teacher})
-        self.models = {who: Logits(who, its, settings, self.columns, keep) for who, its in states.items()}
+        self.models = {who: Logits(who, its, settings, self.columns, shard, keep) for who, its in states.items()}
 
     def __iter__(self) -> Iterator[Strip]:
         """The strips in order, every end token on its own."""
         for start in range(0, self.vocabulary, self.columns):
             logits = {who: model.strip(start) for who, model in self.models.items()}
-            yield Strip(start, logits, self.block_columns)
+            yield Strip(self.start + start, logits, self.block_columns)
+
+    def rows_of(self, strip: Strip) -> slice:
+        """The strip's rows of the head's weights."""
+        start = strip.start - self.start
+        return slice(start, start + len(strip.student_vn))
 
     def merge(self, strip: Strip) -> Strip:
         """The strip with its end tokens as one outcome where the settings say so; in place."""
@@ -86,7 +92,13 @@ class Logits:
     """One model's strips over n rows, and its end tokens' logits, which are needed before their strips come."""
 
     def __init__(
-        self, who: str, states: HiddenStates, settings: HeadSettings, columns: int, keep: Memory | None
+        self,
+        who: str,
+        states: HiddenStates,
+        settings: HeadSettings,
+        columns: int,
+        shard: VocabShard,
+        keep: Memory | None,
     ) -> None:
         self.head, self.settings, self.columns = states.head, settings, columns
         weight_VH = self.head.weight_VH
@@ -99,7 +111,7 @@ class Logits:
         if who not in memory:
             memory[who] = weight_VH.new_empty(size, dtype=self.product_dtype)
         self._products_vn = memory[who][:size].view(height, len(self.hidden_nH))
-        self.stop_ns = self._stop_logits()
+        self.stop_ns = shard.sum(self._stop_logits())
         self.stop_n = settings.temperature * (self.stop_ns / settings.temperature).logsumexp(-1)
 
     def strip(self, start: int) -> Float[Tensor, "v n"]:
@@ -130,8 +142,17 @@ class Logits:
                     strip_vn[token - start] = LEAST if place else self.stop_n
 
     def _stop_logits(self) -> Float[Tensor, "n s"]:
-        few = self.head.rows(list(self.settings.stop))
-        return few.logits(self.hidden_nH).clamp_(LEAST)
+        """Of those that this head holds; 0 for the others."""
+        places, rows = held(self.settings.stop, self.head)
+        stop_ns = self.hidden_nH.new_zeros(len(self.hidden_nH), len(self.settings.stop), dtype=self.dtype)
+        stop_ns[:, places] = self.head.rows(rows).logits(self.hidden_nH).clamp_(LEAST)
+        return stop_ns
+
+
+def held(tokens: tuple[int, ...], head: HeadWeights) -> tuple[list[int], list[int]]:
+    """(places in `tokens`, rows of the head) of those tokens that a head, or a part of one, holds."""
+    pairs = [(i, token - head.start) for i, token in enumerate(tokens) if 0 <= token - head.start < head.vocabulary]
+    return [i for i, _ in pairs], [row for _, row in pairs]
 
 
 def factor(tensor: Tensor, dtype: torch.dtype) -> Tensor:

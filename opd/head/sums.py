@@ -14,6 +14,7 @@ from torch import Tensor
 
 from opd.head.cost import MOST_PARTS
 from opd.head.settings import ruled_out
+from opd.head.shard import VocabShard
 from opd.head.strips import Strip
 
 Sums = dict[str, Tensor]
@@ -49,8 +50,8 @@ def block_sums(asks: frozenset[str], logits: dict[str, Float[Tensor, "n b"]], te
 class Running:
     """The sums of the blocks seen so far."""
 
-    def __init__(self, asks: frozenset[str], temperature: float) -> None:
-        self.asks, self.temperature = asks, temperature
+    def __init__(self, asks: frozenset[str], temperature: float, shard: VocabShard) -> None:
+        self.asks, self.temperature, self.shard = asks, temperature, shard
         self._parts: list[Sums] = []
 
     def see(self, strip: Strip, *, student_only: bool = False) -> None:
@@ -63,9 +64,10 @@ class Running:
 
     @property
     def sums(self) -> Sums:
-        """Of all of them."""
-        self._parts = [merged(self._parts)]
-        return self._parts[0]
+        """Of all of them, over all shards of the vocabulary."""
+        own = merged(self._parts)
+        all_Rkn = self.shard.gather(torch.stack([*own.values()]))
+        return merged([dict(zip(own, part_kn, strict=True)) for part_kn in all_Rkn])
 
 
 def merged(parts: list[Sums]) -> Sums:

@@ -15,13 +15,15 @@ from opd.head.cost import STRIP_COLUMNS
 class HeadWeights:
     """logits = cap(scale · (h Wᵀ + b)), with cap(u) = softcap · tanh(u / softcap) where a model has one.
 
-    weight_VH [V, H] and bias_V [V] in the model's dtype. Gemma caps, Cohere multiplies and Granite divides.
+    weight_VH [V, H] and bias_V [V] in the model's dtype. Gemma caps, Cohere multiplies and Granite divides. start: the
+    first row's token, where this is a part of a head (`shard.py`).
     """
 
     weight_VH: Float[Tensor, "V H"]
     bias_V: Float[Tensor, " V"] | None = None
     softcap: float | None = None
     scale: float = 1.0
+    start: int = 0
 
     @property
     def vocabulary(self) -> int:
@@ -30,8 +32,12 @@ class HeadWeights:
 
     def cut(self, vocabulary: int) -> HeadWeights:
         """The same head over the first `vocabulary` tokens (views, no copy)."""
-        bias_V = None if self.bias_V is None else self.bias_V[:vocabulary]
-        return replace(self, weight_VH=self.weight_VH[:vocabulary], bias_V=bias_V)
+        return self.part(0, vocabulary)
+
+    def part(self, start: int, stop: int) -> HeadWeights:
+        """Its tokens start … stop alone (views, no copy)."""
+        bias_V = None if self.bias_V is None else self.bias_V[start:stop]
+        return replace(self, weight_VH=self.weight_VH[start:stop], bias_V=bias_V, start=start)
 
     def rows(self, ids: list[int]) -> HeadWeights:
         """The same head over those tokens alone, a copy."""
