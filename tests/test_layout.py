@@ -15,7 +15,18 @@ FILES = sorted(p for folder in ("opd", "eval") for p in (ROOT / folder).rglob("*
 TREES = {p: ast.parse(p.read_text()) for p in FILES}
 MATHEMATICS = ("opd/head/", "opd/objectives/", "opd/selection/", "opd/advantages.py", "opd/packing.py", "opd/seeds.py")
 ENGINES = ("transformers", "vllm", "deepspeed", "accelerate", "torch.distributed")
-MACHINERY = ("models", "student", "distributed", "rollout", "teacher", "parts", "stop", "evaluation", "train")
+MACHINERY = (
+    "models",
+    "student",
+    "distributed",
+    "vocab_ranks",
+    "rollout",
+    "teacher",
+    "parts",
+    "stop",
+    "evaluation",
+    "train",
+)
 MACHINERY = tuple(f"opd.{part}" for part in MACHINERY)
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 

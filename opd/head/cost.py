@@ -104,11 +104,11 @@ def statistics_cost(shape: HeadShape, *, reads_teacher: bool = True) -> HeadCost
     """`row_statistics` of N rows: 2NV(Hs + Ht) operations, the weights once for each block of rows."""
     widths = shape.hidden + (shape.teacher_hidden if reads_teacher else 0)
     blocks = -(-shape.rows // max(1, shape.slab("streamed")))
-    columns = 8 * shape.rows
+    models, columns = 2 if reads_teacher else 1, 8 * shape.rows
     return HeadCost(
         flops=2.0 * shape.rows * shape.vocabulary * widths,
         bytes=float(blocks * shape.vocabulary * widths * shape.itemsize),
-        peak_extra_bytes=float(_sweep_bytes(shape, "streamed", models=2 if reads_teacher else 1) + columns),
+        peak_extra_bytes=float(columns + _sweep_bytes(shape, "streamed", models=models, sums=True, gradient=False)),
     )
 
 
@@ -118,28 +118,39 @@ def loss_cost(shape: HeadShape, mode: Mode, *, share: float = 1.0, reads_teacher
     V, n, slabs = shape.vocabulary, paying.rows, -(-paying.rows // max(1, paying.slab(mode)))
     gradient, teacher = V * shape.hidden * shape.trains_head, shape.teacher_hidden * reads_teacher
     products = 2 * V * n * shape.working * (0 if mode == "streamed" else 3)
-    sums = (shape.rows * shape.hidden + gradient + V * shape.trains_head) * shape.working
+    gradients = (shape.rows * shape.hidden + gradient + V * shape.trains_head) * shape.working
+    working = _sweep_bytes(paying, mode, models=2 if reads_teacher else 1, sums=mode == "kept", gradient=True)
     return HeadCost(
         flops=2.0 * n * V * ((3 if shape.trains_head else 2) * shape.hidden + teacher),
         bytes=float(
             slabs * (V * (2 * shape.hidden + teacher) * shape.itemsize + 2 * gradient * shape.working) + products
         ),
-        peak_extra_bytes=float(sums + _sweep_bytes(paying, mode, models=2 if reads_teacher else 1)),
+        peak_extra_bytes=float(gradients + working),
     )
 
 
-def _sweep_bytes(shape: HeadShape, mode: Mode, *, models: int) -> int:
-    """Working memory of the rows that are worked on at once: states, products, a strip's weights, blocks, sums."""
+def _sweep_bytes(shape: HeadShape, mode: Mode, *, models: int, sums: bool, gradient: bool) -> int:
+    """Working memory of the rows that are worked on at once: states, products, and the worst of three moments.
+
+    Those are a product (the strip's 16-bit weights are there in float32 too), a block, and a merge of blocks' sums.
+    """
     n, size = shape.slab(mode), {"itemsize": shape.working, "tile_bytes": shape.tile_bytes}
     widths = shape.hidden + shape.teacher_hidden * (models - 1)
-    states = n * (
-        widths * (shape.itemsize + shape.working * (shape.itemsize != shape.working)) + shape.hidden * shape.working
-    )
+    is_narrow = shape.itemsize != shape.working
+    states = n * (widths * (shape.itemsize + shape.working * is_narrow) + shape.hidden * shape.working * gradient)
     if mode == "tiles":
         return states + n * shape.vocabulary * LIVE_TILES * shape.working
     v = min(shape.vocabulary, strip_columns(n, **size))
     products = models * n * (shape.vocabulary if mode == "kept" else v) * shape.working
-    weights = v * max(shape.hidden, shape.teacher_hidden) * shape.working * (shape.itemsize != shape.working)
+    weights = v * max(shape.hidden, shape.teacher_hidden * (models - 1)) * shape.working * is_narrow
     blocks = BLOCK_TENSORS * min(v * n, strip_elements(**size) // BLOCKS_A_STRIP) * shape.working
-    sums = MOST_PARTS * 6 * n * 8
-    return states + products + weights + blocks + sums
+    return states + products + max(weights, blocks, _merge_bytes(n, models) if sums else 0)
+
+
+def _merge_bytes(rows: int, models: int) -> int:
+    """Merging blocks' sums, float64: all sums twice, shift and scale of each model, two products of them.
+
+    Sums: maximum and Σe^x of each model, and at most one entropy, or both and both KLs.
+    """
+    sums = 2 * models + (4 if models == 2 else 1)
+    return MOST_PARTS * rows * 8 * (2 * sums + 2 * models + 2)

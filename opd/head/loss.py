@@ -7,6 +7,7 @@ rows (`tile.py`).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -44,8 +45,20 @@ def head_loss(
     """
     head = student.head
     weak_NH = student.hidden_NH[:0] if weak_NH is None else weak_NH
-    given = (teacher, pays, token_id_N, settings, known or {}, shard or whole_of(head))
+    given = _Given(teacher, pays, token_id_N, settings, known or {}, shard or whole_of(head))
     return _HeadLoss.apply(student.hidden_NH, weak_NH, head.weight_VH, head.bias_V, head, given)
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What takes no gradient."""
+
+    teacher: HiddenStates | TopScores | None
+    pays: list[Pay]
+    token_id_N: Tensor
+    settings: HeadSettings
+    known: Mapping[str, Tensor]
+    shard: VocabShard
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -56,7 +69,7 @@ class _HeadLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden_NH, weak_NH, weight_VH, bias_V, head: HeadWeights, given):
-        ctx.compute = partial(_compute, HiddenStates(hidden_NH, head), weak_NH, *given, ctx.needs_input_grad[:4])
+        ctx.compute = partial(_compute, HiddenStates(hidden_NH, head), weak_NH, given, ctx.needs_input_grad[:4])
         loss, ctx.grads = ctx.compute()
         return loss
 
@@ -69,24 +82,16 @@ class _HeadLoss(torch.autograd.Function):
 
 @torch.no_grad()
 def _compute(
-    student: HiddenStates,
-    weak_NH: Tensor,
-    teacher: HiddenStates | TopScores | None,
-    pays: list[Pay],
-    token_id_N: Tensor,
-    settings: HeadSettings,
-    known: Mapping[str, Tensor],
-    shard: VocabShard,
-    wants: tuple[bool, ...],
+    student: HiddenStates, weak_NH: Tensor, given: _Given, wants: tuple[bool, ...]
 ) -> tuple[Tensor, list[Tensor | None]]:
     """The loss, and the gradients that are wanted of hidden states, middle layer, weight and bias."""
     gradients = Gradients(student, weak_NH, wants)
-    streamed, tiled = ([pay for pay in pays if pay.streams is streams] for streams in (True, False))
-    if tiled and shard.vocabulary != student.head.vocabulary:
+    streamed, tiled = ([pay for pay in given.pays if pay.streams is streams] for streams in (True, False))
+    if tiled and given.shard.vocabulary != student.head.vocabulary:
         raise ValueError("a term that needs whole rows can't be paid by a part of the vocabulary; give whole heads")
-    loss = stream(student, teacher, streamed, settings, known, gradients, shard)
-    loss += _by_tiles(student, teacher, tiled, token_id_N, settings, weak_NH, gradients)
-    return ruled_out(loss), gradients.collected(shard)
+    loss = stream(student, given.teacher, streamed, given.settings, given.known, gradients, given.shard)
+    loss += _by_tiles(student, given.teacher, tiled, given.token_id_N, given.settings, weak_NH, gradients)
+    return ruled_out(loss), gradients.collected(given.shard)
 
 
 def _by_tiles(

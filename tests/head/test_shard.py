@@ -12,11 +12,12 @@ from torch import Tensor
 from opd.head.loss import head_loss
 from opd.head.pay import ChosenPay, DensePay, RowsPay
 from opd.head.settings import HeadSettings
-from opd.head.shard import RankShard, VocabShard
+from opd.head.shard import VocabShard
 from opd.head.statistics import STATISTICS, row_statistics
 from opd.head.weights import HiddenStates
 from opd.objectives import OBJECTIVES
 from opd.objectives.jsd import JSD
+from opd.vocab_ranks import RankShard
 from tests.build import TILE, random_states
 from tests.workers import shards
 

@@ -9,11 +9,12 @@ import torch.distributed as dist
 from opd.head.loss import head_loss
 from opd.head.pay import DensePay
 from opd.head.settings import HeadSettings
-from opd.head.shard import RankShard, VocabShard, rows_of_all
+from opd.head.shard import VocabShard
 from opd.head.statistics import row_statistics
 from opd.head.weights import HiddenStates
 from opd.objectives import OBJECTIVES
 from opd.objectives.jsd import JSD
+from opd.vocab_ranks import RankShard, rows_of_all
 from tests.build import random_states
 
 V, SETTINGS = 13, HeadSettings(temperature=0.8, candidates=3, stop=(2, 11), merge_stop=True, tile_bytes=600)
