@@ -19,7 +19,7 @@ from eval.benchmarks.head.cases import BETAS, Inputs
 from opd.head.loss import head_loss
 from opd.head.pay import DensePay
 from opd.head.settings import HeadSettings
-from opd.head.statistics import row_statistics
+from opd.head.statistics import row_statistics, with_normalisers
 from opd.head.weights import HeadWeights, HiddenStates, working_dtype
 from opd.objectives import OBJECTIVES
 
@@ -32,12 +32,14 @@ class Contender:
     """One side of the comparison.
 
     statistics: a pass over all rows that gives STATISTICS, where weights depend on them and the loss does not give
-    them by the way. every_row: masks, so that its cost does not depend on the share. compiles: by torch.compile, for
-    the shapes that it meets. needs: the module that it calls.
+    them by the way. loss_after: the loss once that pass was made, if it gains by what it found. every_row: masks, so
+    that its cost does not depend on the share. compiles: by torch.compile, for the shapes that it meets. needs: the
+    module that it calls.
     """
 
     loss: Callable[[Inputs, Tensor], Tensor]
     statistics: Callable[[Inputs], object] | None = None
+    loss_after: Callable[[Inputs, Tensor, object], Tensor] | None = None
     every_row: bool = False
     compiles: bool = False
     dtypes: tuple[str, ...] = ("fp32", "bf16")
@@ -61,14 +63,16 @@ def _models(inputs: Inputs) -> tuple[HiddenStates, HiddenStates]:
 
 
 def _ours(**settings: str) -> Contender:
-    def loss(inputs: Inputs, kept_T: Tensor) -> Tensor:
+    def loss(inputs: Inputs, kept_T: Tensor, known: dict[str, Tensor] | None = None) -> Tensor:
         pay = DensePay(OBJECTIVES[inputs.objective](), kept_T / kept_T.sum())
-        return head_loss(*_models(inputs), [pay], inputs.token_id_T, HeadSettings(**settings))
+        return head_loss(*_models(inputs), [pay], inputs.token_id_T, HeadSettings(**settings), known=known)
 
     def statistics(inputs: Inputs) -> dict[str, Tensor]:
-        return row_statistics(STATISTICS, *_models(inputs), inputs.token_id_T, HeadSettings(**settings))
+        """With what the objective sums, as a step asks."""
+        names = with_normalisers({*STATISTICS, OBJECTIVES[inputs.objective]().sums or STATISTICS[0]})
+        return row_statistics(names, *_models(inputs), inputs.token_id_T, HeadSettings(**settings))
 
-    return Contender(loss, statistics)
+    return Contender(loss, statistics, loss_after=loss)
 
 
 def _trl(inputs: Inputs, rows: Tensor | slice, beta: float) -> Tensor:

@@ -36,7 +36,8 @@ class Measured:
 
     def both(self, name: str, share: float) -> Seconds | None:
         """The same where weights depend on statistics: with a pass over all rows, where the contender needs one."""
-        loss, first = self.loss(name, share), _whole(self.times.get(Entry(name, "statistics", None)))
+        after = _whole(self.times.get(Entry(name, "after", share)))
+        loss, first = after or self.loss(name, share), self.statistics(name)
         return loss if loss is None or first is None else [a + b for a, b in zip(loss, first, strict=True)]
 
     def statistics(self, name: str) -> Seconds | None:
@@ -49,7 +50,7 @@ class Measured:
         return rounds and [parts["student"] + parts["teacher"] for parts in rounds]
 
     def peak(self, name: str, share: float) -> int | None:
-        """Peak extra bytes, the statistics' pass included."""
+        """Peak extra bytes of whatever it takes: statistics and loss."""
         found = [_at(self.peaks, name, share), self.peaks.get(Entry(name, "statistics", None))]
         return None if found[0] is None else max(peak for peak in found if peak is not None)
 

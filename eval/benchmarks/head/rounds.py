@@ -7,7 +7,7 @@ smallest share alone on a CPU. Contenders that compute every row are timed once 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -23,7 +23,10 @@ Parts = dict[str, float]
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of a round. share None: every row. part: `loss` (with its backward) or `statistics`."""
+    """One line of a round. share None: every row.
+
+    part: `statistics`, `loss` (with its backward), or `after`: the loss where its statistics were made before.
+    """
 
     name: str
     part: str
@@ -37,8 +40,15 @@ def entries(names: list[str], shares: list[float]) -> list[Entry]:
     return [
         *(Entry(name, "statistics", None) for name in statistics),
         *(Entry(name, "loss", None) for name in names if name in every_row),
-        *(Entry(name, "loss", share) for share in shares for name in names if name not in every_row),
+        *(Entry(name, part, share) for share in shares for name in names for part in parts_of(name, every_row)),
     ]
+
+
+def parts_of(name: str, every_row: set[str]) -> tuple[str, ...]:
+    """What is timed of it at each share."""
+    if name in every_row:
+        return ()
+    return ("loss",) if name in FLOORS or CONTENDERS[name].loss_after is None else ("loss", "after")
 
 
 def take_part(case: Case, names: list[str]) -> list[str]:
@@ -55,6 +65,7 @@ class Bench:
     inputs: Inputs
     floors: dict[str, Floor]
     smallest: float
+    found: dict[str, object] = field(default_factory=dict)
 
     @classmethod
     def of(cls, case: Case, names: list[str], shares: list[float]) -> Bench:
@@ -71,14 +82,21 @@ class Bench:
             floor = self.floors[entry.name]
             return floor.statistics() if entry.part == "statistics" else floor.loss(kept_T)
         self.inputs.forget_gradients()
-        call = call_of(CONTENDERS[entry.name], entry.part, self.inputs, kept_T)
+        if entry.part == "after" and entry.name not in self.found:
+            self.found[entry.name] = CONTENDERS[entry.name].statistics(self.inputs)
+        call = call_of(CONTENDERS[entry.name], entry.part, self.inputs, kept_T, self.found.get(entry.name))
         return {"all": seconds_of(call, self.inputs.hidden_TH.device)}
 
 
-def call_of(contender: Contender, part: str, inputs: Inputs, kept_T: Tensor) -> Callable[[], object]:
-    """What is timed, and whose memory is measured: the statistics, or the loss with its backward."""
+def call_of(
+    contender: Contender, part: str, inputs: Inputs, kept_T: Tensor, found: object = None
+) -> Callable[[], object]:
+    """What is timed, and whose memory is measured. found: the statistics, made before where the part asks for them."""
     if part == "statistics":
         return lambda: contender.statistics(inputs)
+    if part == "after":
+        found = contender.statistics(inputs) if found is None else found
+        return lambda: contender.loss_after(inputs, kept_T, found).backward()
     return lambda: contender.loss(inputs, kept_T).backward()
 
 
