@@ -210,4 +210,5 @@ def row_statistics(
         for name in names:
             column = STATISTICS[name].of(swept)
             parts[name].append(column if name in NORMALISERS else column.to(dtype))
+        del strips, swept  # or they would live through the next rows
     return {name: torch.cat(columns) for name, columns in parts.items()}

@@ -57,6 +57,7 @@ def stream(
         found = {name: known[name][rows_n] for name in names} if is_known else statistics_of(strips, names)
         slab = Slab(gradients, rows_n, strips.models["student"].hidden_nH, gradients.hidden_NH)
         loss += SlabSweep(strips, [pay.rows(rows_n) for pay in pays], settings, found).run(slab)
+        del strips, slab  # or they would live through the next rows
     return loss
 
 

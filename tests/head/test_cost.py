@@ -1,23 +1,57 @@
-"""The head's memory: every tensor that an operator makes is counted from its birth to its death."""
+"""What the head costs: every tensor that an operator makes is counted from birth to death, and every product."""
 
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
-from opd.head.cost import LIVE_TILES, peak_extra_bytes, tile_rows
-from opd.head.loss import ChosenPay, DensePay, Pay, RowsPay, head_loss
-from opd.head.statistics import STATISTICS
-from opd.head.tile import HeadSettings
+from opd.head.cost import (
+    LIVE_TILES,
+    HeadCost,
+    HeadShape,
+    kept_rows,
+    loss_cost,
+    statistics_cost,
+    strip_columns,
+    strip_elements,
+    tile_rows,
+)
+from opd.head.loss import head_loss
+from opd.head.pay import ChosenPay, DensePay, Pay, RowsPay
+from opd.head.settings import HeadSettings
+from opd.head.statistics import MEASURED, STATISTICS, row_statistics, with_normalisers
 from opd.head.weights import HeadWeights, HiddenStates
 from opd.objectives import OBJECTIVES
 from opd.objectives.base import ChosenObjective, Objective, RowsObjective
-from tests.build import statistics
 
-N, H, V = 192, 16, 256
-TILE_BYTES = 24 * V * 4 * LIVE_TILES
+SHAPE = HeadShape(rows=512, hidden=64, teacher_hidden=96, vocabulary=20_000, tile_bytes=8 << 20)
+SMALL_TILE = replace(SHAPE, tile_bytes=2 << 20)
+"""Several slabs in every mode."""
+ONE_SLAB = replace(SHAPE, rows=300, tile_bytes=150 << 20)
+KINDS = {
+    "f32": {},
+    "f32_frozen": {"trains_head": False},
+    "bf16": {"itemsize": 2},
+    "bf16_frozen": {"itemsize": 2, "trains_head": False},
+}
+every_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
+every_shape = pytest.mark.parametrize(
+    "shape", [SHAPE, replace(SMALL_TILE, vocabulary=10_000), ONE_SLAB], ids=["slabs", "small_tile", "one_slab"]
+)
+EACH = [[cls()] for cls in OBJECTIVES.values()]
+OTHERS = [
+    [OBJECTIVES["reverse_kl"](teacher_top=5)],
+    [OBJECTIVES["skew_kl"](direction="forward")],
+    [OBJECTIVES["nkd_non_target"](target="teacher", temperature=2.0)],
+    [OBJECTIVES["nkd_target"](), OBJECTIVES["nkd_non_target"]()],
+    [OBJECTIVES["plackett_luce"](), OBJECTIVES["jsd"](beta=0.9), OBJECTIVES["entropy"]()],
+]
+"""Costlier settings, and the papers' recipes of several terms."""
 
 
 class Allocations(TorchDispatchMode):
@@ -30,128 +64,238 @@ class Allocations(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         for tensor in _tensors((args, kwargs)):
-            self._known.add(tensor.untyped_storage()._cdata)
+            self._note(tensor.untyped_storage(), 0)
         made = func(*args, **(kwargs or {}))
         for tensor in _tensors(made):
-            self._note(tensor.untyped_storage())
+            self._note(tensor.untyped_storage(), tensor.untyped_storage().nbytes())
             self.largest = max(self.largest, tensor.numel())
         return made
 
-    def _note(self, storage) -> None:
+    def _note(self, storage, size: int) -> None:
         if storage._cdata in self._known:
             return
         self._known.add(storage._cdata)
-        self.now += storage.nbytes()
+        self.now += size
         self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._forget, storage._cdata, storage.nbytes())
+        weakref.finalize(storage, self._forget, storage._cdata, size)  # an address may be used again
 
     def _forget(self, key: int, size: int) -> None:
         self._known.discard(key)
         self.now -= size
 
 
-def _tensors(tree) -> list[torch.Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+def _tensors(tree) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
-def made_states(
-    dtype: torch.dtype, *, trains_head: bool = False, rows: int = N, vocabulary: int = V, hidden: int = H
-) -> HiddenStates:
-    head = HeadWeights(
-        torch.randn(vocabulary, hidden, dtype=dtype).requires_grad_(trains_head),
-        torch.randn(vocabulary, dtype=dtype).requires_grad_(trains_head),
-        softcap=5.0,
-        scale=2.0,
-    )
-    return HiddenStates(torch.randn(rows, hidden, dtype=dtype).requires_grad_(), head)
+def counted_flops() -> FlopCounterMode:
+    """A counter that knows products into a sum's own memory too."""
+
+    def addmm(sum_, left, right, *_, **__) -> int:
+        return 2 * left[0] * left[1] * right[1]
+
+    return FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: addmm})
 
 
-def pay_of(objective: Objective, weight_N: torch.Tensor) -> Pay:
+def states(shape: HeadShape, hidden: int, *, trains: bool = False, **head) -> HiddenStates:
+    """Random ones; `head` may ask for a bias."""
+    generator = torch.Generator().manual_seed(hidden)
+    dtype = {4: torch.float32, 2: torch.bfloat16}[shape.itemsize]
+    made = lambda *size: torch.randn(*size, generator=generator).to(dtype)  # noqa: E731
+    if "bias_V" in head:
+        head["bias_V"] = made(shape.vocabulary).requires_grad_(trains)
+    weight_VH = (made(shape.vocabulary, hidden) / 8).requires_grad_(trains)
+    return HiddenStates(made(shape.rows, hidden), HeadWeights(weight_VH, **head))
+
+
+def models(shape: HeadShape, **head) -> tuple[HiddenStates, HiddenStates]:
+    """The student's are trained; the teacher's are not."""
+    student = states(shape, shape.hidden, trains=shape.trains_head, **head)
+    student.hidden_NH.requires_grad_()
+    return student, states(shape, shape.teacher_hidden)
+
+
+def pay_of(objective: Objective, weight_N: Tensor, vocabulary: int) -> Pay:
     """What those rows pay; a chosen objective's ids and slopes are any."""
     if isinstance(objective, ChosenObjective):
-        ids_NK = torch.arange(len(weight_N) * 2).reshape(-1, 2) % V
+        ids_NK = torch.arange(len(weight_N) * 2).reshape(-1, 2) % vocabulary
         return ChosenPay(ids_NK, weight_N[:, None].expand(-1, 2).contiguous())
     if isinstance(objective, RowsObjective):
         return RowsPay(objective, weight_N, torch.ones_like(weight_N))
     return DensePay(objective, weight_N)
 
 
-def measured(
-    student: HiddenStates, objectives: list[Objective], weight_N: torch.Tensor, tile_bytes: int, stop: tuple = ()
-) -> Allocations:
-    """The allocations of loss and backward with those terms, every term on the same rows."""
-    teacher = made_states(student.hidden_NH.dtype, rows=len(student), vocabulary=student.head.vocabulary)
-    teacher = HiddenStates(teacher.hidden_NH.detach(), teacher.head)
+def lost(shape: HeadShape, objectives: list[Objective], mode, known: bool = False, weight_N=None, **settings) -> None:
+    """Loss and backward under `mode`, every term on the same rows; `known` scores them before."""
+    bent = {"bias_V": True, "softcap": 5.0, "scale": 2.0} if settings.pop("bends", False) else {}
+    student, teacher = models(shape, **bent)
+    weight_N = torch.ones(shape.rows) if weight_N is None else weight_N
+    pays = [pay_of(objective, weight_N, shape.vocabulary) for objective in objectives]
+    ids_N, settings = torch.zeros(shape.rows, dtype=torch.long), HeadSettings(tile_bytes=shape.tile_bytes, **settings)
+    needs = with_normalisers({objective.sums for objective in objectives}) if known else ()
+    found = row_statistics(needs, student, teacher, ids_N, settings)
     needs_layer = any(isinstance(objective, RowsObjective) for objective in objectives)
     weak_NH = torch.randn_like(student.hidden_NH).requires_grad_() if needs_layer else None
-    pays = [pay_of(objective, weight_N) for objective in objectives]
-    ids_N = torch.zeros(len(student), dtype=torch.long)
-    settings = HeadSettings(temperature=1.5, tile_bytes=tile_bytes, stop=stop, merge_stop=True)
-    with Allocations() as allocations:
-        head_loss(student, teacher, pays, ids_N, settings, weak_NH).backward()
-    return allocations
+    with mode:
+        head_loss(student, teacher, pays, ids_N, settings, weak_NH, found).backward()
 
 
-def made(name: str, **settings) -> Objective:
-    return OBJECTIVES[name](**settings)
+def scored(shape: HeadShape, names, mode, **settings) -> None:
+    """Those statistics under `mode`."""
+    student, teacher = models(shape)
+    ids_N = torch.zeros(shape.rows, dtype=torch.long)
+    with mode:
+        row_statistics(names, student, teacher, ids_N, HeadSettings(tile_bytes=shape.tile_bytes, **settings))
 
 
-EACH = [[cls()] for cls in OBJECTIVES.values()]
-OTHERS = [
-    [made("reverse_kl", teacher_top=5)],
-    [made("skew_kl", direction="forward")],
-    [made("nkd_non_target", target="teacher", temperature=2.0)],
-    [made("nkd_target"), made("nkd_non_target")],
-    [made("plackett_luce"), made("jsd", beta=0.9), made("entropy")],
-]
-"""Costlier settings, and the papers' recipes of several terms."""
+def peak_of_loss(*args, **settings) -> int:
+    allocations = Allocations()
+    lost(*args, allocations, **settings)
+    return allocations.peak
 
 
-@pytest.mark.parametrize(
-    ("dtype", "trains_head"), [(torch.float32, True), (torch.float32, False), (torch.bfloat16, False)], ids=str
-)
+def assert_predicted(cost: HeadCost, peak: int) -> None:
+    assert 0.85 < cost.peak_extra_bytes / peak < 1.15
+
+
+@every_kind
+@every_shape
+@pytest.mark.parametrize("name", ["reverse_kl", "jsd"])
+def test_where_products_are_kept_the_peak_is_the_formulas(shape, kind, name):
+    shape = replace(shape, **kind)
+    assert_predicted(loss_cost(shape, "kept"), peak_of_loss(shape, [OBJECTIVES[name]()]))
+
+
+@every_kind
+@every_shape
+@pytest.mark.parametrize("names", [["reverse_kl"], ["entropy"], ["forward_kl", "reverse_kl"]], ids="+".join)
+def test_where_sums_are_known_the_peak_is_the_formulas(shape, kind, names):
+    shape, objectives = replace(shape, **kind), [OBJECTIVES[name]() for name in names]
+    cost = loss_cost(shape, "streamed", reads_teacher=any(objective.reads_teacher for objective in objectives))
+    assert_predicted(cost, peak_of_loss(shape, objectives, known=True))
+
+
+@every_shape
+@pytest.mark.parametrize("itemsize", [4, 2])
+@pytest.mark.parametrize("names", [["student_entropy"], ["reverse_kl", "student_entropy"], MEASURED], ids=len)
+def test_the_peak_of_statistics_is_the_formulas(shape, itemsize, names):
+    shape, allocations = replace(shape, itemsize=itemsize), Allocations()
+    scored(shape, names, allocations)
+    assert_predicted(statistics_cost(shape, reads_teacher=len(names) > 1), allocations.peak)
+
+
+@pytest.mark.parametrize("settings", [{"bends": True}, {"bends": True, "itemsize": 2}, {"precision": "fast"}], ids=str)
+@pytest.mark.parametrize(("name", "known"), [("jsd", False), ("reverse_kl", True), ("entropy", True)])
+def test_what_the_formula_leaves_out_takes_a_few_strips(name, known, settings):
+    """Capped logits, and products that are rounded before they are summed."""
+    shape = replace(SHAPE, trains_head=False, itemsize=settings.pop("itemsize", 2 if "precision" in settings else 4))
+    cost = loss_cost(shape, "streamed" if known else "kept", reads_teacher=name != "entropy")
+    strip = 4 * strip_elements(itemsize=4, tile_bytes=shape.tile_bytes)
+    assert peak_of_loss(shape, [OBJECTIVES[name]()], known=known, **settings) < cost.peak_extra_bytes + 4 * strip
+
+
+@pytest.mark.parametrize("kind", [{}, {"trains_head": False}, {"itemsize": 2, "trains_head": False}], ids=str)
 @pytest.mark.parametrize("objectives", EACH + OTHERS, ids=lambda os: "+".join(o.type for o in os))
 @pytest.mark.parametrize(
-    ("rows", "vocabulary", "hidden", "tile_bytes"),
-    [(N, V, H, TILE_BYTES), (12, 8 * V, H, TILE_BYTES), (2, V, 4 * H, 1)],
+    "shape",
+    [
+        HeadShape(192, 16, 16, 256, tile_bytes=24 * 256 * 4 * LIVE_TILES),
+        HeadShape(12, 16, 16, 2048, tile_bytes=24 * 256 * 4 * LIVE_TILES),
+        HeadShape(2, 64, 64, 256, tile_bytes=1),
+    ],
     ids=["many_rows", "large_vocabulary", "large_head"],
 )
-def test_loss_and_gradient_stay_within_the_formula(
-    dtype, trains_head, objectives, rows, vocabulary, hidden, tile_bytes
-):
-    student = made_states(dtype, trains_head=trains_head, rows=rows, vocabulary=vocabulary, hidden=hidden)
-    bound = peak_extra_bytes(
-        rows=rows, hidden=hidden, vocabulary=vocabulary, itemsize=4, tile_bytes=tile_bytes, trains_head=trains_head
-    )
-    assert measured(student, objectives, torch.ones(rows), tile_bytes, stop=(2, 5)).peak <= bound
+def test_whole_rows_stay_within_the_formula(shape, objectives, kind):
+    """Every objective, an end class and a temperature, with whole rows or without."""
+    shape = replace(shape, **kind)
+    bound = max(loss_cost(shape, mode).peak_extra_bytes for mode in ("kept", "tiles"))
+    settings = {"temperature": 1.5, "stop": (2, 5), "merge_stop": True, "bends": True}
+    assert peak_of_loss(shape, objectives, **settings) <= bound
 
 
-def test_the_formula_is_not_far_above_what_is_used():
-    bound = peak_extra_bytes(rows=N, hidden=H, vocabulary=V, itemsize=4, tile_bytes=TILE_BYTES, trains_head=True)
-    student = made_states(torch.float32, trains_head=True)
-    assert measured(student, [OBJECTIVES["jsd"]()], torch.ones(N), TILE_BYTES).peak > bound / 2
+@pytest.mark.parametrize(("name", "known"), [("jsd", False), ("reverse_kl", True)])
+def test_the_peak_beside_the_heads_gradient_does_not_grow_with_the_vocabulary(name, known):
+    peaks = []
+    for vocabulary in (5_000, 10_000, 20_000, 40_000):
+        shape = replace(SHAPE, vocabulary=vocabulary, tile_bytes=5 << 20)
+        gradient = 4 * vocabulary * shape.hidden
+        peaks.append(peak_of_loss(shape, [OBJECTIVES[name]()], known=known) - gradient)
+    assert max(peaks) < 1.1 * min(peaks)
 
 
-def test_no_tensor_of_all_rows_and_tokens_is_ever_made():
-    student, teacher = made_states(torch.float32, trains_head=True), made_states(torch.float32)
-    loss = measured(student, [objective for (objective,) in EACH], torch.ones(N), TILE_BYTES)
-    with Allocations() as scored:
-        statistics(student, teacher, STATISTICS, tile_bytes=TILE_BYTES)
-    n = tile_rows(V, itemsize=4, tile_bytes=TILE_BYTES)
-    assert max(loss.largest, scored.largest) <= n * (V + 1) < N * V / 4
-    assert scored.peak <= TILE_BYTES + 2 * N * 4 * 3 * len(STATISTICS)
+@pytest.mark.parametrize("known", [False, True])
+def test_no_tensor_of_all_rows_and_tokens_is_ever_made(known):
+    shape = HeadShape(192, 16, 16, 4096, tile_bytes=1 << 19)
+    objectives = [OBJECTIVES["reverse_kl"]()] if known else [objective for (objective,) in EACH]
+    loss, score = Allocations(), Allocations()
+    lost(shape, objectives, loss, known=known)
+    scored(shape, STATISTICS, score, candidates=3)
+    most = shape.rows * shape.vocabulary / 8
+    assert max(loss.largest, score.largest) <= max(most, shape.hidden * shape.vocabulary)
 
 
-def test_memory_and_work_fall_with_the_retained_rows():
-    few = (torch.arange(N) % 8 == 0).float()
-    student, objective = made_states(torch.float32), OBJECTIVES["reverse_kl"]()
-    whole, part = (measured(student, [objective], weight_N, 1 << 40) for weight_N in (torch.ones(N), few))
-    assert whole.largest == N * V and part.largest == N * V // 8
-    assert part.peak < whole.peak / 4
+FEW_N = (torch.arange(SHAPE.rows) % 8 == 0).float()
+
+
+@pytest.mark.parametrize(("name", "known"), [("jsd", False), ("reverse_kl", True)])
+def test_memory_falls_with_the_retained_rows(name, known):
+    shape, objectives = replace(SHAPE, trains_head=False, tile_bytes=150 << 20), [OBJECTIVES[name]()]
+    whole, part = Allocations(), Allocations()
+    lost(shape, objectives, whole, known=known)
+    lost(shape, objectives, part, known=known, weight_N=FEW_N)
+    assert part.largest * (1.9 if known else 8) <= whole.largest and part.peak * 1.5 < whole.peak
+    cost = loss_cost(shape, "streamed" if known else "kept", share=1 / 8)
+    assert_predicted(cost, part.peak)
+
+
+@every_kind
+@pytest.mark.parametrize("share", [1, 8])
+@pytest.mark.parametrize(("name", "known"), [("reverse_kl", False), ("jsd", False), ("reverse_kl", True)])
+def test_products_of_a_loss_are_those_of_its_rows(name, known, share, kind):
+    shape, counter = replace(SMALL_TILE, vocabulary=5_000, **kind), counted_flops()
+    weight_N = FEW_N if share == 8 else None
+    lost(shape, [OBJECTIVES[name]()], counter, known=known, weight_N=weight_N)
+    cost = loss_cost(shape, "streamed" if known else "kept", share=1 / share)
+    assert counter.get_total_flops() == pytest.approx(cost.flops, rel=0.02)
+
+
+def test_no_teacher_is_multiplied_for_an_entropy():
+    shape, counter = replace(SMALL_TILE, vocabulary=5_000), counted_flops()
+    lost(shape, [OBJECTIVES["entropy"]()], counter)
+    assert counter.get_total_flops() == pytest.approx(loss_cost(shape, "kept", reads_teacher=False).flops, rel=0.02)
+
+
+@pytest.mark.parametrize("reads_teacher", [True, False])
+def test_statistics_take_one_product_of_each_model(reads_teacher):
+    shape, counter = replace(SMALL_TILE, vocabulary=5_000), counted_flops()
+    scored(shape, STATISTICS if reads_teacher else ["student_entropy"], counter, candidates=3, sampler_temperature=0.7)
+    cost = statistics_cost(shape, reads_teacher=reads_teacher)
+    assert counter.get_total_flops() == pytest.approx(cost.flops, rel=0.02)
 
 
 @pytest.mark.parametrize("tile_bytes", [1, 10**4, 10**6])
 def test_a_tile_takes_as_many_rows_as_fit_and_at_least_one(tile_bytes):
-    n = tile_rows(V, itemsize=4, tile_bytes=tile_bytes)
-    assert n >= 1 and (n == 1 or n * V * 4 * LIVE_TILES <= tile_bytes)
-    assert (n + 1) * V * 4 * LIVE_TILES > tile_bytes
+    n = tile_rows(256, itemsize=4, tile_bytes=tile_bytes)
+    assert n >= 1 and (n == 1 or n * 256 * 4 * LIVE_TILES <= tile_bytes)
+    assert (n + 1) * 256 * 4 * LIVE_TILES > tile_bytes
+
+
+@pytest.mark.parametrize("tile_bytes", [1, 10**4, 10**6, 10**8])
+@pytest.mark.parametrize("vocabulary", [7, 256, 150_000])
+def test_kept_products_fit_in_the_tile_in_rows_of_sixteen(vocabulary, tile_bytes):
+    n = kept_rows(vocabulary, itemsize=4, tile_bytes=tile_bytes)
+    assert n == 1 or 2 * n * vocabulary * 4 <= tile_bytes
+    assert n < 16 or n % 16 == 0
+    assert 2 * (n + 16) * vocabulary * 4 > tile_bytes
+
+
+@pytest.mark.parametrize("rows", [1, 300, 10**6])
+@pytest.mark.parametrize("tile_bytes", [1, 10**6, 10**9])
+def test_a_strip_takes_an_eighth_of_the_tile_and_at_least_a_column(rows, tile_bytes):
+    v = strip_columns(rows, itemsize=4, tile_bytes=tile_bytes)
+    assert v == 1 or 8 * v * rows * 4 <= tile_bytes
+
+
+def test_the_largest_part_of_a_head_that_is_cut_has_what_is_left_over():
+    assert replace(SHAPE, vocabulary=10).of_rank(4).vocabulary == 3
+    assert SHAPE.of_rank(1) == SHAPE

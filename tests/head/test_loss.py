@@ -7,10 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from opd.head.loss import ChosenPay, DensePay, RowsPay, head_loss, retained_rows
-from opd.head.tile import HeadSettings
+from opd.head.loss import head_loss
+from opd.head.pay import ChosenPay, DensePay, RowsPay, retained_rows
+from opd.head.settings import HeadSettings
 from opd.head.weights import HeadWeights, HiddenStates
 from opd.objectives import OBJECTIVES
+from opd.objectives.base import LogProbs
 from opd.objectives.jsd import JSD
 from tests.build import TILE, Models, gradient, random_states
 from tests.oracle import assert_close, cases, pair
@@ -43,7 +45,7 @@ def plain_loss(models: Models, pays: list, temperature: float) -> Tensor:
     """The same sum by plain torch on whole logits."""
     both = ((s.head.logits(s.hidden_NH) / temperature).log_softmax(-1) for s in (models.student, models.teacher))
     log_ps_NV, log_pt_NV = both
-    return sum((p.objective(log_ps_NV, log_pt_NV)[0].sum(-1) * p.weight_N).sum() for p in pays)
+    return sum((p.objective(LogProbs(log_ps_NV), LogProbs(log_pt_NV))[0].sum(-1) * p.weight_N).sum() for p in pays)
 
 
 def mixed(rows: int) -> tuple[Models, list]:

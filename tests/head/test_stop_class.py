@@ -6,9 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from opd.head.loss import DensePay
+from opd.head.pay import DensePay
+from opd.head.settings import HeadSettings
 from opd.head.statistics import MEASURED
-from opd.head.tile import HeadSettings, TopScores
+from opd.head.tile import TopScores
 from opd.objectives import OBJECTIVES
 from tests.build import Models, gradient, paying, random_states, states, statistics, taken, token_table
 from tests.oracle import assert_close

@@ -95,11 +95,11 @@ def test_product_gradient_is_the_chain_rule(head):
     assert_close(student.head.product_gradient(logits_NV.detach(), grad_NV).sum(0), expected_V, 1e-13)
 
 
-def test_bf16_logits_are_the_models_own_in_float32():
+def test_bf16_logits_are_multiplied_in_float32():
     hidden_NH, weight_VH = torch.randn(3, 8).bfloat16(), torch.randn(5, 8).bfloat16()
     logits_NV = HeadWeights(weight_VH, scale=0.37).logits(hidden_NH)
     assert logits_NV.dtype == torch.float32
-    assert torch.equal(logits_NV, (hidden_NH @ weight_VH.T).float() * 0.37)
+    assert_close(logits_NV, (hidden_NH.double() @ weight_VH.double().T) * 0.37, 1e-6)
 
 
 def test_heads_of_equal_size_stay_whole():

@@ -1,0 +1,130 @@
+"""Heads of 16 bits: how far loss and gradient are from the truth, which is float64 over the very same numbers."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from opd.head.loss import head_loss
+from opd.head.pay import DensePay
+from opd.head.settings import HeadSettings
+from opd.head.statistics import row_statistics, with_normalisers
+from opd.head.weights import HeadWeights, HiddenStates
+from opd.objectives import OBJECTIVES
+from opd.objectives.base import DenseObjective, LogProbs
+
+N, H, V = 48, 64, 1500
+DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16}
+every_dtype = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES.keys())
+every_objective = pytest.mark.parametrize("name", ["reverse_kl", "forward_kl", "jsd", "entropy", "skew_kl"])
+EXACT = 3e-3
+"""A gradient is rounded to the weight's dtype: 1.5e-3 of its norm in bfloat16."""
+
+
+def models(dtype: torch.dtype) -> tuple[HiddenStates, HiddenStates]:
+    """A teacher that resembles its student; logits spread by about 3."""
+    generator = torch.Generator().manual_seed(0)
+    hidden_NH, weight_VH, other_NH, other_VH = (
+        torch.randn(size, H, generator=generator, dtype=torch.float64) for size in (N, V, N, V)
+    )
+    student = HiddenStates(hidden_NH.to(dtype), HeadWeights((weight_VH * 3 / 8).to(dtype)))
+    teacher_NH, teacher_VH = hidden_NH + other_NH / 2, (weight_VH + other_VH / 2) * 3 / 8
+    return student, HiddenStates(teacher_NH.to(dtype), HeadWeights(teacher_VH.to(dtype)))
+
+
+def leaves_of(student: HiddenStates, dtype: torch.dtype) -> list[Tensor]:
+    return [x.detach().clone().to(dtype).requires_grad_() for x in (student.hidden_NH, student.head.weight_VH)]
+
+
+def plain(objective: DenseObjective, student: HiddenStates, teacher: HiddenStates, dtype: torch.dtype) -> list[Tensor]:
+    """Loss and gradients by plain torch: logits multiplied in `dtype`, log-softmax in float32 or better."""
+    leaves = leaves_of(student, dtype)
+    both = (leaves, [x.to(dtype) for x in (teacher.hidden_NH, teacher.head.weight_VH)])
+    logits = [hidden @ weight.T for hidden, weight in both]
+    log_p = [LogProbs((x if dtype == torch.float64 else x.float()).log_softmax(-1)) for x in logits]
+    loss = objective(*log_p)[0].sum() / N
+    return [loss.detach(), *torch.autograd.grad(loss, leaves)]
+
+
+def ours(objective: DenseObjective, student, teacher, *, is_known: bool = False, **settings) -> list[Tensor]:
+    """The same by the head, several strips and slabs."""
+    leaves, ids_N = leaves_of(student, student.hidden_NH.dtype), torch.zeros(N, dtype=torch.long)
+    settings = HeadSettings(tile_bytes=1 << 18, **settings)
+    needs = with_normalisers({objective.sums}) if is_known else ()
+    known = row_statistics(needs, student, teacher, ids_N, settings)
+    own = HiddenStates(leaves[0], replace(student.head, weight_VH=leaves[1]))
+    pay = DensePay(objective, torch.full((N,), 1 / N, dtype=torch.float64))
+    loss = head_loss(own, teacher, [pay], ids_N, settings, known=known)
+    return [loss.detach(), *torch.autograd.grad(loss, leaves)]
+
+
+def errors(found: list[Tensor], truth: list[Tensor]) -> list[float]:
+    """Of each part, relative to its norm."""
+    return [float((x.double() - y).norm() / y.norm()) for x, y in zip(found, truth, strict=True)]
+
+
+@every_dtype
+@every_objective
+def test_exact_gradients_are_the_truth_rounded_once(name, dtype):
+    objective, pair = OBJECTIVES[name](), models(dtype)
+    truth = plain(objective, *pair, torch.float64)
+    found, theirs = (errors(x, truth) for x in (ours(objective, *pair), plain(objective, *pair, dtype)))
+    assert found[0] < 1e-5 and max(found[1:]) <= EXACT
+    assert all(our <= their for our, their in zip(found, theirs, strict=True))
+
+
+@every_dtype
+@pytest.mark.parametrize("name", ["reverse_kl", "forward_kl", "entropy"])
+def test_exact_gradients_with_known_sums_are_too(name, dtype):
+    objective, pair = OBJECTIVES[name](), models(dtype)
+    found = errors(ours(objective, *pair, is_known=True), plain(objective, *pair, torch.float64))
+    assert found[0] < 1e-5 and max(found[1:]) <= EXACT
+
+
+@every_dtype
+@every_objective
+def test_fast_gradients_are_as_good_as_plain_torchs(name, dtype):
+    objective, pair = OBJECTIVES[name](), models(dtype)
+    truth = plain(objective, *pair, torch.float64)
+    found = errors(ours(objective, *pair, precision="fast"), truth)
+    theirs = errors(plain(objective, *pair, dtype), truth)
+    assert all(our <= 1.1 * their for our, their in zip(found[1:], theirs[1:], strict=True))
+
+
+@every_dtype
+@pytest.mark.parametrize("name", ["reverse_kl", "forward_kl", "entropy"])
+def test_fast_gradients_with_known_sums_are_too(name, dtype):
+    objective, pair = OBJECTIVES[name](), models(dtype)
+    truth = plain(objective, *pair, torch.float64)
+    found = errors(ours(objective, *pair, is_known=True, precision="fast"), truth)
+    theirs = errors(plain(objective, *pair, dtype), truth)
+    assert all(our <= 1.1 * their for our, their in zip(found[1:], theirs[1:], strict=True))
+
+
+@every_dtype
+def test_fast_rounds_products_and_exact_does_not(dtype):
+    objective, pair = OBJECTIVES["reverse_kl"](), models(dtype)
+    exact, fast = ours(objective, *pair), ours(objective, *pair, precision="fast")
+    assert all(grad.dtype == dtype for grad in exact[1:] + fast[1:])
+    assert not torch.equal(exact[1], fast[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@every_objective
+@pytest.mark.parametrize("is_known", [False, True])
+def test_fast_is_nothing_to_heads_of_32_bits_and_more(name, is_known, dtype):
+    objective, pair = OBJECTIVES[name](), models(dtype)
+    is_known = is_known and objective.sums is not None
+    exact, fast = (ours(objective, *pair, is_known=is_known, precision=p) for p in ("exact", "fast"))
+    assert all(torch.equal(x, y) for x, y in zip(exact, fast, strict=True))
+
+
+@every_dtype
+def test_exact_statistics_are_those_of_the_truth(dtype):
+    names, (student, teacher) = ["student_entropy", "teacher_entropy", "reverse_kl", "forward_kl"], models(dtype)
+    double = [HiddenStates(s.hidden_NH.double(), HeadWeights(s.head.weight_VH.double())) for s in (student, teacher)]
+    ids_N = torch.zeros(N, dtype=torch.long)
+    found, truth = (row_statistics(names, *s, ids_N, HeadSettings()) for s in ((student, teacher), double))
+    for name in names:
+        torch.testing.assert_close(found[name].double(), truth[name], rtol=1e-5, atol=1e-6)
