@@ -24,11 +24,11 @@ In reading order:
     reading.py        how a model is read: backbone, states at trained positions, its head as mathematics
     models.py         loading models, configurations and tokenizers
     model_spec.py     how a recipe names a model
-    head/             the tiled, selective lm_head: statistics, loss, cost; nothing else builds logits
+    head/             the selective lm_head, strip by strip of the vocabulary: statistics, loss, cost
     objectives/       what a retained token pays: one objective, one small file
     schedules.py      values that change with progress, resolved before a step
     distributed.py    data ranks and DeepSpeed: start, gather, backward, update
-    vocab_ranks.py    ranks that share a head by vocabulary
+    vocab_ranks.py    ranks that share a head by vocabulary (tested; no recipe uses it yet)
     checkpoint.py     atomic checkpoints
     run.py            the run folder and what it refuses to overwrite
     metrics.py        what a step says about itself, and the clock

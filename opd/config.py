@@ -189,7 +189,7 @@ class Recipe(Record):
     tile_mib: PositiveInt = 150
     """Working memory of the loss head in MiB: speed, never the result."""
     head_precision: HeadPrecision = "exact"
-    """exact multiplies bf16 heads in fp32; fast rounds each product to bf16, for speed on a CPU."""
+    """exact keeps the products of a bf16 head in fp32; fast rounds each to bf16, for speed on a CPU."""
     precision: Precision = "bf16"
     """Of weights and arithmetic; bf16 trains with fp32 master weights."""
     seed: int = 0

@@ -83,6 +83,11 @@ def load_frozen(checked: Checked, ranks: Ranks, spec: ModelSettings) -> PreTrain
     return load_read(checked, ranks, spec).eval().requires_grad_(False)
 
 
+def shared_rows(models: Models) -> int:
+    """Tokens that both heads know."""
+    return min(models.student.head.weight_rows, models.teacher.head.vocabulary)
+
+
 def load_student(checked: Checked, ranks: Ranks) -> Student:
     """The student's module, whole, on this rank's device."""
     recipe = checked.recipe

@@ -20,7 +20,7 @@ from opd.config import Recipe
 from opd.distributed import Ranks, Trainer
 from opd.head.pay import retained_rows
 from opd.head.settings import HeadSettings
-from opd.head.statistics import MEASURED, NORMALISERS, STATISTICS, row_statistics
+from opd.head.statistics import MEASURED, NORMALISERS, STATISTICS, reads_teacher, row_statistics
 from opd.metrics import Clock, Metrics, rollout_metrics, token_metrics, training_share
 from opd.objectives.base import ChosenObjective, DenseObjective
 from opd.packing import Layout, lay_out, pack
@@ -163,6 +163,7 @@ def score_then_train(run: Run, work: Work) -> tuple[TokenTable, list[TermPlan], 
             part, _ = run.trainer(batch, scored, work.settings, pays_of=lambda _, paying=paying: paying, known=known)
             run.trainer.backward(part, last=number + 1 == len(work.batches))
             loss += part.detach().double().cpu()
+            del part  # and with it the graph, which holds the states
     return table, plans, loss
 
 
@@ -185,6 +186,7 @@ def train_in_one_pass(run: Run, work: Work, counts: list[int]) -> tuple[TokenTab
             part, statistics = run.trainer(batch, scored, work.settings, needs=work.needs, pays_of=pays_of)
             run.trainer.backward(part, last=number + 1 == len(work.batches))
             loss += part.detach().double().cpu()
+            del part  # and with it the graph, which holds the states
             columns.append(statistics)
     table = work.table.with_statistics(gather(run.ranks, work.batches, columns, len(work.table)))
     return table, planned(table), loss
@@ -193,15 +195,17 @@ def train_in_one_pass(run: Run, work: Work, counts: list[int]) -> tuple[TokenTab
 def needed(recipe: Recipe, index: int) -> frozenset[str]:
     """The statistics of this step: what selectors and objectives need; all there are every so many steps and last.
 
+    Where the teacher's head is multiplied anyway, what the objectives sum comes with it: the loss then takes one sweep.
+
     Where a step computes statistics at all, those that watch stopping and the engine come with them.
     """
     asked = recipe.needs & {*STATISTICS, REFERENCE}
-    if any(name in STATISTICS and STATISTICS[name].needs_teacher for name in asked):
+    if reads_teacher(asked):
         asked |= {*(term.objective.sums for term in recipe.loss if isinstance(term.objective, DenseObjective))} - {None}
     if index % recipe.metrics.full_every == 0 or index + 1 == recipe.steps:
         return asked | MEASURED
     watched = {"student_stop_mass", "trainer_logprob"} if asked else set()
-    if any(name in STATISTICS and STATISTICS[name].needs_teacher for name in asked):
+    if reads_teacher(asked):
         watched.add("teacher_stop_mass")
     return asked | watched
 

@@ -39,6 +39,10 @@ class StopTokens:
         """Both models' ids that mean the end of an answer, ascending."""
         return tuple(sorted({*self.student, *self.teacher} - {*self.apart}))
 
+    def within(self, vocabulary: int) -> tuple[int, ...]:
+        """Those of `every` that both heads know."""
+        return tuple(token for token in self.every if token < vocabulary)
+
     @property
     def ends_rollouts(self) -> list[int]:
         """What a rollout stops at: with a stop class any of its tokens, else the student's own."""

@@ -16,6 +16,7 @@ from opd.head.pay import Pay
 from opd.head.settings import HeadSettings
 from opd.head.statistics import row_statistics, with_normalisers
 from opd.head.weights import HiddenStates, align
+from opd.models import dropout_rates, text_config
 from opd.reading import backbone, head_weights, trained_states
 from opd.teacher.base import TeacherScores
 
@@ -117,9 +118,10 @@ class Student(nn.Module):
 
 
 def drops(model: PreTrainedModel) -> bool:
-    """Whether dropout makes two passes over the same tokens differ."""
-    configured = any(value for name, value in vars(model.config).items() if name.endswith("dropout"))
-    return configured or any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
+    """Whether two training passes over the same tokens may differ: dropout, a router's noise or sampled experts."""
+    noise = any(value for name, value in vars(text_config(model.config)).items() if name.endswith("jitter_noise"))
+    dropout = any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
+    return noise or dropout or bool(dropout_rates(model.config)) or model.config.model_type == "phimoe"
 
 
 def buckets(parameters: list[tuple[str, nn.Parameter]]) -> Iterator[list[tuple[str, nn.Parameter]]]:

@@ -16,7 +16,7 @@ from opd.doctor import Checked
 from opd.errors import TrainingError
 from opd.evaluation import evaluate_student, evaluate_teacher
 from opd.metrics import Clock, objective_metrics, repetitive
-from opd.parts import Parts, grader, layout_of, load_frozen, load_models, optimizer_for, source_for
+from opd.parts import Parts, grader, layout_of, load_frozen, load_models, optimizer_for, shared_rows, source_for
 from opd.report.card import write_card
 from opd.report.plot import plot_run
 from opd.report.progress import Progress
@@ -86,9 +86,9 @@ def build(checked: Checked, folder: RunFolder, *, resume: bool) -> Parts:
         layout, student = layout_of(recipe), models.student
         check_self_distillation(student, checked.prompts.prompts[:4], layout)
         trainer = distributed.Trainer(accelerator, student, optimizer_for(student, recipe))
-    rows = min(student.head.weight_rows, models.teacher.head.vocabulary)
+    rows = shared_rows(models)
     grade = grader(checked)
-    run = Run(recipe, trainer, models.teacher, ranks, layout, grade, clock, checked.stop.every, rows, reference)
+    run = Run(recipe, trainer, models.teacher, ranks, layout, grade, clock, checked.stop.within(rows), rows, reference)
     return Parts(checked, folder, run, models.engine, source_for(checked, models.engine), started_with)
 
 
@@ -96,7 +96,9 @@ def measure_stops(checked: Checked) -> list[str]:
     """Load both models, sample, and say how student and teacher end a turn; trains nothing and writes nothing."""
     ranks, recipe = distributed.Ranks("cuda" if torch.cuda.is_available() else "cpu"), checked.recipe
     models = load_models(checked, ranks, samples=recipe.rollout.type != "recorded")
-    run = Run(recipe, models.student, models.teacher, ranks, layout_of(recipe), None, Clock(), checked.stop.every)
+    rows = shared_rows(models)
+    stop = checked.stop.within(rows)
+    run = Run(recipe, models.student, models.teacher, ranks, layout_of(recipe), None, Clock(), stop, rows)
     rollouts = source_for(checked, models.engine)(schedules.at(recipe, 0).rollout, 0)[:STOP_ROLLOUTS]
     lines, _ = stop_report(run, checked.stop, rollouts, checked.tokenizer)
     if models.engine is not None:

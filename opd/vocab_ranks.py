@@ -39,6 +39,7 @@ class RankShard(VocabShard):
         return torch.stack(parts)
 
 
+@torch.no_grad()
 def rows_of_all(tensor: Tensor, group: Any = None) -> tuple[Tensor, slice]:
     """Every rank's rows one after another, and where one's own stand; two collectives, however many rows each has."""
     ranks, rank = dist.get_world_size(group), dist.get_rank(group)

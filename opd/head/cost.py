@@ -11,15 +11,16 @@ from typing import Literal
 STRIP_ELEMENTS = 1 << 21
 """Logits of one strip at most: 8 MiB in float32, which several caches hold."""
 STRIP_COLUMNS = 4096
-STRIP_TENSORS = 8
-"""A strip takes at most this part of `tile_bytes`."""
+"""Columns of a strip at most, however few the rows."""
+STRIPS_IN_A_TILE = 8
+"""A strip takes at most so small a part of `tile_bytes`."""
 BLOCKS_A_STRIP = 8
 """Elementwise work goes block by block: a MiB in float32, so that a few tensors of it stay in the cache."""
 BLOCK_TENSORS = {"streamed": 7, "kept": 9}
 """Tensors of a block's size alive at once at the worst moment of a loss. Measured: forward KL 7, JSD 9."""
 SUMS_TENSORS = 3
 """The same of statistics, for each model."""
-MOST_PARTS = 32
+MOST_PARTS = 16
 """Sums of blocks are merged so many at a time."""
 LIVE_TILES = 16
 """[n, V] tensors alive at once at the worst moment of a tile of whole rows. Measured: USKD 14.5."""
@@ -31,7 +32,7 @@ rows, for objectives that need them."""
 
 def strip_elements(*, itemsize: int, tile_bytes: int) -> int:
     """Logits of a strip, at most."""
-    return max(1, min(STRIP_ELEMENTS, tile_bytes // (STRIP_TENSORS * itemsize)))
+    return max(1, min(STRIP_ELEMENTS, tile_bytes // (STRIPS_IN_A_TILE * itemsize)))
 
 
 def strip_columns(rows: int, *, itemsize: int, tile_bytes: int) -> int:

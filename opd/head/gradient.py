@@ -21,8 +21,6 @@ class Gradients:
     def __init__(self, student: HiddenStates, weak_NH: Tensor, wants: tuple[bool, ...]) -> None:
         self.student, self.head = student, student.head
         self.dtype = dtype = working_dtype(student.head.weight_VH.dtype)
-        sizes = (student.hidden_NH, weak_NH, self.head.weight_VH, self.head.bias_V)
-        self.dtypes = [None if like is None else like.dtype for like in sizes]
         hidden, weak, weight, bias = wants
         self.hidden_NH = torch.zeros_like(student.hidden_NH, dtype=dtype) if hidden else None
         self.weak_NH = torch.zeros_like(weak_NH, dtype=dtype) if weak else None
@@ -41,13 +39,12 @@ class Gradients:
         slab.close()
 
     def collected(self, shard: VocabShard) -> list[Tensor | None]:
-        """Every part in its own dtype, in the order of `wants`; what was summed in another is given up."""
+        """Every part in the order of `wants`, in the working dtype: scale it, then `narrowed_` it."""
         if self.is_empty and self.weight_VH is not None:
             self.weight_VH.zero_()
         hidden_NH = None if self.hidden_NH is None else shard.sum(self.hidden_NH)
         parts = (hidden_NH, self.weak_NH, self.weight_VH, self.bias_V)
-        pairs = zip(parts, self.dtypes, strict=True)
-        return [None if part is None else narrowed_(part, dtype) for part, dtype in pairs]
+        return [*parts]
 
 
 class Slab:
@@ -58,7 +55,6 @@ class Slab:
 
     def __init__(self, whole: Gradients, rows_n: Int[Tensor, " n"], hidden_nH: Tensor, of_hidden_NH: Tensor | None):
         self.whole, self.rows_n, self.hidden_nH, self.of_hidden_NH = whole, rows_n, hidden_nH, of_hidden_NH
-        self.product_dtype = hidden_nH.dtype
         self.grad_Hn: Tensor | None = None
         if of_hidden_NH is not None:
             self.grad_Hn = of_hidden_NH.new_zeros(of_hidden_NH.shape[1], len(rows_n))
@@ -67,7 +63,7 @@ class Slab:
         """∂loss/∂(h Wᵀ + b) of those columns, each once."""
         if self.whole.bias_V is not None:
             self.whole.bias_V[columns] += grad_vn.sum(-1)
-        grad_vn = grad_vn.to(self.product_dtype)
+        grad_vn = grad_vn.to(self.hidden_nH.dtype)
         if self.grad_Hn is not None:
             _add_product(self.grad_Hn, self.whole.head.weight_VH[columns].T, grad_vn, fresh=False)
         if self.whole.weight_VH is not None:
@@ -91,20 +87,24 @@ class Slab:
 
 def _add_product(sum_ac: Tensor, left_ab: Tensor, right_bc: Tensor, *, fresh: bool) -> None:
     """sum += left · right, or = where `fresh`; products in the dtype of the gradient of logits."""
-    dtype = right_bc.dtype if left_ab.dtype != right_bc.dtype else left_ab.dtype
+    dtype = right_bc.dtype
     if sum_ac.dtype == dtype and sum_ac.device.type == "cpu":
         sum_ac.addmm_(factor(left_ab, dtype), factor(right_bc, dtype), beta=int(not fresh))
         return
-    part_ac = multiply(left_ab, right_bc, torch.empty_like(sum_ac, dtype=dtype))
+    part_ac = torch.empty_like(sum_ac, dtype=dtype if sum_ac.device.type == "cpu" else sum_ac.dtype)
+    multiply(left_ab, right_bc, part_ac)
     sum_ac.copy_(part_ac) if fresh else sum_ac.add_(part_ac)
 
 
 def narrowed_(sum_: Tensor, dtype: torch.dtype) -> Tensor:
-    """The sum in a narrower dtype, in its own memory: a copy beside it would be the head's largest tensor but one."""
+    """The sum in a narrower dtype, in its own memory: a copy beside it would be the head's largest tensor but one.
+
+    The result is a view that holds on to all of the sum's memory.
+    """
     if sum_.dtype == dtype:
         return sum_
     narrow = sum_.view(-1).view(dtype)[: sum_.numel()].view_as(sum_)
     for start in range(0, len(sum_), STRIP_COLUMNS):
         rows = slice(start, start + STRIP_COLUMNS)
-        narrow[rows] = sum_[rows].to(dtype)
+        narrow[rows] = sum_[rows].to(dtype)  # a copy first: both share memory, and a strip may overlap itself
     return narrow

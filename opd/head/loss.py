@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from opd.head.cost import tile_rows
-from opd.head.gradient import Gradients
+from opd.head.gradient import Gradients, narrowed_
 from opd.head.pay import Pay, retained_rows
 from opd.head.settings import HeadSettings, ruled_out
 from opd.head.shard import VocabShard, whole_of
@@ -37,14 +37,16 @@ def head_loss(
     """Σ over terms of what the rows pay, in nats; differentiable in hidden states, the middle layer's, weight and bias.
 
     Only rows that some term keeps are computed: time falls with their number. The gradient with respect to a logit is
-    f′ − p_S·Σf′ over the temperature; no T² factor. Peak memory: `cost.peak_extra_bytes`.
+    f′ − p_S·Σf′ over the temperature; no T² factor. Peak memory: `cost.loss_cost`.
     known: `row_statistics` of the same states, where there are any; with both normalisers and what the objectives name
-    as their `sums`, the gradient takes one sweep in which nothing is kept.
+    as their `sums`, the gradient takes one sweep in which nothing is kept. They must be of the same states, temperature
+    and stop class: the loss is NaN where the student's normaliser is not, nothing else is checked.
     shard: which part of the vocabulary both heads hold, where they hold one; the gradient of hidden states is then of
-    all parts, that of the weight of one's own. Raises ValueError for a term that needs whole rows of a part.
+    all parts, that of the weight of one's own. Raises ValueError for a term that needs whole rows of a part, and for
+    a missing teacher.
     """
     head = student.head
-    weak_NH = student.hidden_NH[:0] if weak_NH is None else weak_NH
+    weak_NH = student.hidden_NH.detach()[:0] if weak_NH is None else weak_NH
     given = _Given(teacher, pays, token_id_N, settings, known or {}, shard or whole_of(head))
     return _HeadLoss.apply(student.hidden_NH, weak_NH, head.weight_VH, head.bias_V, head, given)
 
@@ -70,6 +72,7 @@ class _HeadLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden_NH, weak_NH, weight_VH, bias_V, head: HeadWeights, given):
         ctx.compute = partial(_compute, HiddenStates(hidden_NH, head), weak_NH, given, ctx.needs_input_grad[:4])
+        ctx.dtypes = [None if x is None else x.dtype for x in (hidden_NH, weak_NH, weight_VH, bias_V)]
         loss, ctx.grads = ctx.compute()
         return loss
 
@@ -77,7 +80,8 @@ class _HeadLoss(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_loss):
         grads, ctx.grads = ctx.compute()[1] if ctx.grads is None else ctx.grads, None
-        return (*(None if grad is None else grad.mul_(grad_loss) for grad in grads), None, None)
+        pairs = zip(grads, ctx.dtypes, strict=True)
+        return (*(None if g is None else narrowed_(g.mul_(grad_loss), dtype) for g, dtype in pairs), None, None)
 
 
 @torch.no_grad()
@@ -89,8 +93,9 @@ def _compute(
     streamed, tiled = ([pay for pay in given.pays if pay.streams is streams] for streams in (True, False))
     if tiled and given.shard.vocabulary != student.head.vocabulary:
         raise ValueError("a term that needs whole rows can't be paid by a part of the vocabulary; give whole heads")
-    loss = stream(student, given.teacher, streamed, given.settings, given.known, gradients, given.shard)
-    loss += _by_tiles(student, given.teacher, tiled, given.token_id_N, given.settings, weak_NH, gradients)
+    with torch.autocast(student.hidden_NH.device.type, enabled=False):
+        loss = stream(student, given.teacher, streamed, given.settings, given.known, gradients, given.shard)
+        loss += _by_tiles(student, given.teacher, tiled, given.token_id_N, given.settings, weak_NH, gradients)
     return ruled_out(loss), gradients.collected(given.shard)
 
 

@@ -24,8 +24,8 @@ Back = Callable[[Tensor], Tensor]
 class Outcomes(Protocol):
     """A way to read a tile."""
 
-    def __call__(self, tile: Tile, *, teacher: bool) -> tuple[Tensor, Tensor | None, Back]:
-        """(log p_S [n, O], log p_T [n, O] or None, the way back); the teacher's head is untouched without `teacher`."""
+    def __call__(self, tile: Tile) -> tuple[Tensor, Tensor, Back]:
+        """(log p_S [n, O], log p_T [n, O], the way back)."""
 
 
 @dataclass(frozen=True)
@@ -38,16 +38,16 @@ class WithoutTarget:
     target: Literal["sampled", "teacher"]
     temperature: float
 
-    def __call__(self, tile: Tile, *, teacher: bool) -> tuple[Tensor, Tensor | None, Back]:
+    def __call__(self, tile: Tile) -> tuple[Tensor, Tensor, Back]:
         """O = V, with the target at −inf."""
         target_n1 = (tile.token_id_n if self.target == "sampled" else tile.teacher_top)[:, None]
         ours_nV = _renormalised(tile.student(self.temperature), target_n1)
-        theirs_nV = _renormalised(tile.teacher(self.temperature), target_n1) if teacher else None
+        theirs_nV = _renormalised(tile.teacher(self.temperature), target_n1)
 
         def back(slope_nV: Tensor) -> Tensor:
             return tile.spread(slope_nV - ours_nV.exp() * slope_nV.sum(-1, keepdim=True), self.temperature)
 
-        return ours_nV.clamp(LEAST), theirs_nV if theirs_nV is None else theirs_nV.clamp(LEAST), back
+        return ours_nV.clamp(LEAST), theirs_nV.clamp(LEAST), back
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class TeacherTop:
     k: int
     tail: Literal["bucket", "renormalise"] = "bucket"
 
-    def __call__(self, tile: Tile, *, teacher: bool) -> tuple[Tensor, Tensor | None, Back]:
+    def __call__(self, tile: Tile) -> tuple[Tensor, Tensor, Back]:
         """O = K + 1, the tail last; K where the list is the whole vocabulary or the tail is left out."""
         ids_nK, theirs_nK = tile.teacher_list(self.k)
         ours_nV = tile.student()

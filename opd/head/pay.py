@@ -23,10 +23,10 @@ class Pay(Protocol):
 
     @property
     def streams(self) -> bool:
-        """Whether strips of the vocabulary do (`stream.py`); else the head asks its `tile` for whole rows.
+        """Whether it can be paid strip by strip of the vocabulary (`stream.py`).
 
-        `tile(tile)` is (loss of the tile, its gradient with respect to the logits [n, V], and to the middle layer's or
-        None).
+        Else it has `tile(tile)`, for a tile of whole rows: its loss, its gradient with respect to the logits [n, V],
+        and that with respect to the middle layer's or None.
         """
 
     def rows(self, rows_n: Tensor) -> Pay:
@@ -56,9 +56,8 @@ class DensePay:
 
     def tile(self, tile: Tile) -> tuple[Tensor, Tensor, None]:
         """Value and gradient over the objective's own outcomes."""
-        log_ps_nO, log_pt_nO, back = self.objective.outcomes(tile, teacher=self.objective.reads_teacher)
-        theirs = None if log_pt_nO is None else LogProbs(log_pt_nO)
-        value_nO, slope_nO = self.objective(LogProbs(log_ps_nO), theirs)
+        log_ps_nO, log_pt_nO, back = self.objective.outcomes(tile)
+        value_nO, slope_nO = self.objective(LogProbs(log_ps_nO), LogProbs(log_pt_nO))
         weight_n = self.weight_N[tile.rows_n].to(log_ps_nO)
         value = (value_nO.sum(-1) * weight_n).sum()
         del value_nO  # or it would live through the way back
@@ -111,9 +110,8 @@ class RowsPay:
 
     def tile(self, tile: Tile) -> tuple[Tensor, Tensor, Tensor | None]:
         """Value and both gradients."""
+        logits_nV, weak_nV = (x.detach().requires_grad_() for x in (tile.logits_nV, tile.weak_logits_nV))
         with torch.enable_grad():
-            logits_nV = tile.logits_nV.detach().requires_grad_()
-            weak_nV = tile.weak_logits_nV.detach().requires_grad_()
             over = tile.settings.temperature
             constant_n = self.constant_N[tile.rows_n]
             value_n = self.objective.rows(logits_nV / over, weak_nV / over, tile.raw_token_id_n, constant_n)

@@ -19,8 +19,9 @@ class HeadSettings:
 
     candidates: K of the student's top K, where an objective asks for them. stop: token ids that end a turn;
     `merge_stop` makes them one outcome (arXiv 2609.20511). tile_bytes: working memory; never changes a result.
-    precision: of products with 16-bit weights on the CPU; exact multiplies and sums in float32, fast rounds each
-    product to 16 bits. Nothing else reads it.
+    precision: of logits from 16-bit weights, strip by strip; exact keeps float32 products (on a CPU the factors are
+    float32 too, on a GPU ∂loss/∂logits is rounded before its products), fast rounds every product to 16 bits. Terms
+    that need whole rows are always exact.
     """
 
     temperature: float = 1.0
@@ -30,6 +31,10 @@ class HeadSettings:
     merge_stop: bool = False
     tile_bytes: int = 150 << 20
     precision: HeadPrecision = "exact"
+
+    def product_dtype(self, weights: torch.dtype) -> torch.dtype:
+        """Of the products with such weights."""
+        return weights if self.precision == "fast" or weights == torch.float64 else torch.float32
 
     @property
     def merges(self) -> bool:

@@ -1,9 +1,7 @@
 """A head cut by vocabulary: each of R ranks holds V / R rows of it and goes over all rows of all ranks.
 
-Collectives enter the head by this seam alone, as many whatever the data: a sum for each model's end tokens and its
-sampled tokens, a gather for what a sweep summed and for each list of likeliest outcomes; in the loss a sum for the sums
-of a term that no statistic gives, for the end tokens' gradient, and for that of the hidden states. Alone, every one of
-them is the identity; `RankShard` in opd/vocab_ranks.py is the other form.
+Collectives enter the head by this seam alone, as many on every rank, whatever the data. Alone, every one of them is the
+identity; `RankShard` in opd/vocab_ranks.py is the other form.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from opd.head.shard import VocabShard, whole_of
 from opd.head.strips import Strip, Strips
 from opd.head.sums import READ, Running, log_normaliser
 from opd.head.tile import top
-from opd.head.weights import HiddenStates, working_dtype
+from opd.head.weights import HiddenStates, whole_teacher, working_dtype
 
 NORMALISERS = ("student_normaliser", "teacher_normaliser")
 """log Σ e^(logit / temperature), float64: with them a later pass over the same states has each probability at once."""
@@ -71,16 +71,17 @@ class Swept:
         self.settings, self.models, self.token_id_n = settings, strips.models, token_id_n
         asks = frozenset().union(*(STATISTICS[name].sums for name in names))
         zeros_n = strips.models["student"].stop_n.new_zeros(len(token_id_n))
-        self.raw_token = {who: zeros_n.clone() for who in self.models}
+        self.token_logit = {who: zeros_n.clone() for who in self.models}
+        self.seen_n = zeros_n.clone()
         self.candidates = Best("student", min(settings.candidates, strips.shard.vocabulary))
         self.teacher_top = Best("teacher", 1)
         ranked = [b for b, prefix in self._ranked() if any(name.startswith(prefix) for name in names)]
-        running = Running(asks, settings.temperature, strips.shard)
-        sampler = Running(frozenset(), settings.sampler_temperature, strips.shard)
-        colder = "trainer_logprob" in names and settings.sampler_temperature != settings.temperature
+        running = Running(asks, settings.temperature, strips)
+        sampler = Running(frozenset(), settings.sampler_temperature, strips)
+        at_another = "trainer_logprob" in names and settings.sampler_temperature != settings.temperature
         for strip in strips:
             self._pick(strip)
-            if colder:
+            if at_another:
                 sampler.see(strip, student_only=True)
             strips.merge(strip)
             running.see(strip)
@@ -88,9 +89,11 @@ class Swept:
                 best.see(strip)
         for best in ranked:
             best.share(strips.shard)
-        self.raw_token = {who: strips.shard.sum(logit_n) for who, logit_n in self.raw_token.items()}
-        self.sums = running.sums
-        self.sampler_sums = sampler.sums if colder else self.sums
+        foreign_n = strips.shard.sum(self.seen_n) == 0  # a token of no head has no number
+        for who, logit_n in self.token_logit.items():
+            self.token_logit[who] = strips.shard.sum(logit_n).masked_fill(foreign_n, torch.nan)
+        self.sums = running.gathered()
+        self.sampler_sums = sampler.gathered() if at_another else self.sums
 
     def normaliser(self, who: str) -> Float[Tensor, " n"]:
         """log Σ e^logit, float64."""
@@ -98,7 +101,7 @@ class Swept:
 
     def logprob(self, who: str) -> Float[Tensor, " n"]:
         """log p of the sampled outcome."""
-        logit_n = self.raw_token[who].double()
+        logit_n = self.token_logit[who].double()
         if self.settings.merges:
             stop = torch.tensor(self.settings.stop, device=logit_n.device)
             logit_n = torch.where(torch.isin(self.token_id_n, stop), self.models[who].stop_n.double(), logit_n)
@@ -106,7 +109,7 @@ class Swept:
 
     def trainer_logprob(self) -> Float[Tensor, " n"]:
         """log p of the sampled token itself, at the sampler's temperature."""
-        logit_n = self.raw_token["student"].double() / self.settings.sampler_temperature
+        logit_n = self.token_logit["student"].double() / self.settings.sampler_temperature
         return logit_n - log_normaliser(self.sampler_sums, "student")
 
     def stop_mass(self, who: str) -> Float[Tensor, " n"]:
@@ -122,9 +125,10 @@ class Swept:
 
     def _pick(self, strip: Strip) -> None:
         place_n, inside_n = strip.holds(self.token_id_n)
+        self.seen_n += inside_n
         for who, logits_vn in strip.logits.items():
             here_n = logits_vn.gather(0, place_n[None]).squeeze(0)
-            self.raw_token[who] += torch.where(inside_n, here_n, 0)
+            self.token_logit[who] += torch.where(inside_n, here_n, 0)
 
 
 def _side_by_side(x_RnK: Tensor) -> Tensor:
@@ -174,8 +178,12 @@ MEASURED: frozenset[str] = frozenset(name for name, statistic in STATISTICS.item
 def with_normalisers(needs: Iterable[str]) -> set[str]:
     """The names, and the normalisers that come with them for nothing."""
     names = set(needs)
-    reads_teacher = any(STATISTICS[name].needs_teacher for name in names)
-    return names | set(NORMALISERS[: 1 + reads_teacher] if names else ())
+    return names | set(NORMALISERS[: 1 + reads_teacher(names)] if names else ())
+
+
+def reads_teacher(names: Iterable[str]) -> bool:
+    """Whether some of these statistics need the teacher's distribution; other names are passed over."""
+    return any(name in STATISTICS and STATISTICS[name].needs_teacher for name in names)
 
 
 @torch.no_grad()
@@ -197,16 +205,15 @@ def row_statistics(
     names = sorted(set(needs))
     if unknown := set(names) - set(STATISTICS):
         raise KeyError(f"no such statistic: {sorted(unknown)}; there are {tuple(STATISTICS)}")
-    reads_teacher = any(STATISTICS[name].needs_teacher for name in names)
-    if reads_teacher and not isinstance(teacher, HiddenStates):
-        raise ValueError("the teacher's whole distribution is needed, and it gives none")
+    teacher = whole_teacher(teacher) if reads_teacher(names) else None
     dtype = working_dtype(student.hidden_NH.dtype)
     n = streamed_rows(itemsize=dtype.itemsize, tile_bytes=settings.tile_bytes)
     parts: dict[str, list[Tensor]] = {name: [] for name in names}
     for rows_n in torch.arange(len(student), device=token_id_N.device).split(n) if names else []:
-        others = teacher.rows(rows_n) if reads_teacher else None
+        others = None if teacher is None else teacher.rows(rows_n)
         strips = Strips(student.rows(rows_n), others, settings, shard)
-        swept = Swept(strips, token_id_N[rows_n], names, settings)
+        with torch.autocast(rows_n.device.type, enabled=False):
+            swept = Swept(strips, token_id_N[rows_n], names, settings)
         for name in names:
             column = STATISTICS[name].of(swept)
             parts[name].append(column if name in NORMALISERS else column.to(dtype))

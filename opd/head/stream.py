@@ -20,12 +20,12 @@ from opd.head.shard import VocabShard
 from opd.head.strips import Memory, Strip, Strips, held
 from opd.head.sums import READ, Running, log_normaliser
 from opd.head.tile import TopScores
-from opd.head.weights import HiddenStates, working_dtype
+from opd.head.weights import HiddenStates, whole_teacher, working_dtype
 from opd.objectives.base import LogProbs
 
 WHO = ("student", "teacher")
-Totals = tuple[Tensor, Tensor]
-"""Σ f and Σ f′ over the outcomes of each row, [n] each."""
+MASS_TOLERANCE = 0.01
+"""How far Σ p_S of a row may be from 1 before its normaliser is taken for other states'."""
 
 
 def stream(
@@ -42,17 +42,16 @@ def stream(
     loss = student.hidden_NH.new_zeros((), dtype=dtype)
     rows_N = retained_rows(pays, len(student), student.hidden_NH.device)
     dense = [pay for pay in pays if isinstance(pay, DensePay)]
-    reads_teacher = any(pay.objective.reads_teacher for pay in dense)
-    if reads_teacher and not isinstance(teacher, HiddenStates):
-        raise ValueError("the teacher's whole distribution is needed, and it gives none")
+    teacher = whole_teacher(teacher) if any(pay.objective.reads_teacher for pay in dense) else None
     sums = [pay.objective.sums for pay in dense]
-    names = {"student_normaliser"} | ({"teacher_normaliser"} if reads_teacher else set()) | set(sums) - {None}
+    names = {"student_normaliser"} | (set() if teacher is None else {"teacher_normaliser"}) | set(sums) - {None}
     is_known = None not in sums and names <= known.keys()
     size = {"itemsize": dtype.itemsize, "tile_bytes": settings.tile_bytes}
-    n = streamed_rows(**size) if is_known else kept_rows(shard.widest, **size)
+    kept_size = size | {"itemsize": settings.product_dtype(student.head.weight_VH.dtype).itemsize}
+    n = streamed_rows(**size) if is_known else kept_rows(shard.widest, **kept_size)
     kept: Memory = {}
     for rows_n in rows_N.split(n) if len(rows_N) else ():
-        own, others = student.rows(rows_n), teacher.rows(rows_n) if reads_teacher else None
+        own, others = student.rows(rows_n), None if teacher is None else teacher.rows(rows_n)
         strips = Strips(own, others, settings, shard, None if is_known else kept)
         found = {name: known[name][rows_n] for name in names} if is_known else statistics_of(strips, names)
         slab = Slab(gradients, rows_n, strips.models["student"].hidden_nH, gradients.hidden_NH)
@@ -63,10 +62,10 @@ def stream(
 
 def statistics_of(strips: Strips, names: set[str]) -> dict[str, Tensor]:
     """Normalisers and sums by name, in float64, by one sweep."""
-    running = Running(frozenset(names & READ.keys()), strips.temperature, strips.shard)
+    running = Running(frozenset(names & READ.keys()), strips.temperature, strips)
     for strip in strips:
         running.see(strips.merge(strip))
-    sums = running.sums
+    sums = running.gathered()
     return {
         name: READ[name](sums, name) if name in READ else log_normaliser(sums, name.removesuffix("_normaliser"))
         for name in names
@@ -102,10 +101,10 @@ class SlabSweep:
             slab.add(self.strips.rows_of(strip), grad_vn)
         self._give_stop(slab, self.shard.sum(stop_n))
         slab.close()
-        other_states = ((self.shard.sum(mass_n) - 1).abs() > 0.05).any()  # the normalisers are not theirs
+        other_states = ((self.shard.sum(mass_n) - 1).abs() > MASS_TOLERANCE).any()  # the normalisers are not theirs
         return loss.to(self.dtype).masked_fill(other_states, torch.nan)
 
-    def _loss_and_pull(self) -> Totals:
+    def _loss_and_pull(self) -> tuple[Tensor, Tensor]:
         """Loss, and Σ over terms of what multiplies −p_S in each row's gradient; float64."""
         rows = len(self.student.hidden_nH)
         loss, pull_n = (self.student.hidden_nH.new_zeros(size, dtype=torch.float64) for size in ((), (rows,)))
@@ -113,8 +112,9 @@ class SlabSweep:
         for pay in self.dense:
             name, weight_n = pay.objective.sums, pay.weight_N.double()
             value_n, slope_n = next(swept) if name is None else pay.objective.totals(self.found[name].double())
-            loss += (value_n * weight_n).sum()
-            pull_n += slope_n * weight_n
+            pays_n = weight_n != 0  # another term's row may be infinite in this one
+            loss += (value_n * weight_n).where(pays_n, 0).sum()
+            pull_n += (slope_n * weight_n).where(pays_n, 0)
         for pay in self.chosen:
             pull_n += pay.slope_NK.double().sum(-1)
         return loss, pull_n

@@ -68,6 +68,7 @@ class Strips:
         self.vocabulary, self.columns = student.head.vocabulary, strip_columns(len(student), **size)
         self.block_columns = max(1, strip_elements(**size) // BLOCKS_A_STRIP // max(1, len(student)))
         states = {"student": student} | ({} if teacher is None else {"teacher": teacher})
+        check(states, settings, shard)
         self.models = {who: Logits(who, its, settings, self.columns, shard, keep) for who, its in states.items()}
 
     def __iter__(self) -> Iterator[Strip]:
@@ -88,6 +89,15 @@ class Strips:
         return strip
 
 
+def check(states: dict[str, HiddenStates], settings: HeadSettings, shard: VocabShard) -> None:
+    """ValueError where heads do not hold the same tokens, or an end token is none of the vocabulary."""
+    held_by = {who: (its.head.start, its.head.start + its.head.vocabulary) for who, its in states.items()}
+    if set(held_by.values()) != {(shard.start, shard.stop)}:
+        raise ValueError(f"heads hold the tokens {held_by} and should hold {shard.start} to {shard.stop}; align them")
+    if foreign := [token for token in settings.stop if not 0 <= token < shard.vocabulary]:
+        raise ValueError(f"end tokens {foreign} are none of the heads' {shard.vocabulary} tokens; leave them out")
+
+
 class Logits:
     """One model's strips over n rows, and its end tokens' logits, which are needed before their strips come."""
 
@@ -103,7 +113,7 @@ class Logits:
         self.head, self.settings, self.columns = states.head, settings, columns
         weight_VH = self.head.weight_VH
         self.dtype = working_dtype(weight_VH.dtype)
-        self.product_dtype = weight_VH.dtype if settings.precision == "fast" else self.dtype
+        self.product_dtype = settings.product_dtype(weight_VH.dtype)
         self.hidden_nH = factor(states.hidden_NH.to(weight_VH.dtype), self.product_dtype)
         memory, self._keeps, self._made = {} if keep is None else keep, keep is not None, 0
         height = self.head.vocabulary if self._keeps else min(columns, self.head.vocabulary)

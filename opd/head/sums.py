@@ -13,9 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from opd.head.cost import MOST_PARTS
-from opd.head.settings import ruled_out
-from opd.head.shard import VocabShard
-from opd.head.strips import Strip
+from opd.head.settings import LEAST
+from opd.head.strips import Strip, Strips
 
 Sums = dict[str, Tensor]
 """By name, [n] each in float64: `student_max`, `student_sum` (Σ e^x of x, the logits less the largest), the teacher's
@@ -35,7 +34,7 @@ def block_sums(asks: frozenset[str], logits: dict[str, Float[Tensor, "n b"]], te
         exp[who] = (less[who] if temperature == 1.0 else less[who].div_(temperature)).exp()
         found[f"{who}_max"] = largest_n.double() / temperature
         found[f"{who}_sum"] = exp[who].sum(-1, dtype=torch.float64)
-    for name, who in ENTROPIES.items():
+    for name, who in ENTROPIES.items():  # before the divergences, which overwrite both
         if name in asks:
             found[name] = (exp[who] * less[who]).sum(-1).double()
     if not asks.isdisjoint(KLS):
@@ -47,24 +46,40 @@ def block_sums(asks: frozenset[str], logits: dict[str, Float[Tensor, "n b"]], te
     return found
 
 
+def ruled_out_sums(asks: frozenset[str], logits: dict[str, Float[Tensor, "n b"]]) -> Sums:
+    """For each divergence asked, how many outcomes of a block one model rules out and the other does.
+
+    Only a bias can rule one out.
+    """
+    found = {}
+    for name, (who, other) in KLS.items():
+        if name in asks:
+            does_nb = logits[who] > LEAST / 2
+            found[f"{name}_ruled_out"] = (does_nb & (logits[other] <= LEAST / 2)).sum(-1).double()
+    return found
+
+
 class Running:
     """The sums of the blocks seen so far."""
 
-    def __init__(self, asks: frozenset[str], temperature: float, shard: VocabShard) -> None:
-        self.asks, self.temperature, self.shard = asks, temperature, shard
+    def __init__(self, asks: frozenset[str], temperature: float, strips: Strips) -> None:
+        self.asks, self.temperature, self.shard = asks, temperature, strips.shard
+        self.rules_out = any(model.head.bias_V is not None for model in strips.models.values())
         self._parts: list[Sums] = []
 
     def see(self, strip: Strip, *, student_only: bool = False) -> None:
         """Take in a strip."""
         for _, logits in strip.blocks():
             logits = {"student": logits["student"]} if student_only else logits
-            self._parts.append(block_sums(self.asks, logits, self.temperature))
+            sums = block_sums(self.asks, logits, self.temperature)
+            if self.rules_out and not student_only:
+                sums |= ruled_out_sums(self.asks, logits)
+            self._parts.append(sums)
         if len(self._parts) >= MOST_PARTS:
             self._parts = [merged(self._parts)]
 
-    @property
-    def sums(self) -> Sums:
-        """Of all of them, over all shards of the vocabulary."""
+    def gathered(self) -> Sums:
+        """The sums of all of them, over all shards of the vocabulary; a collective."""
         own = merged(self._parts)
         all_Rkn = self.shard.gather(torch.stack([*own.values()]))
         return merged([dict(zip(own, part_kn, strict=True)) for part_kn in all_Rkn])
@@ -86,6 +101,8 @@ def merged(parts: list[Sums]) -> Sums:
     for name, (who, other) in KLS.items():
         if name in all_kn:
             found[name] = (scale[who] * (all_kn[name] + all_kn[f"{who}_sum"] * (shift[who] - shift[other]))).sum(0)
+    for name in all_kn.keys() - found.keys():
+        found[name] = all_kn[name].sum(0)
     return found
 
 
@@ -105,7 +122,7 @@ def kl(sums: Sums, name: str) -> Float[Tensor, " n"]:
     who, other = KLS[name]
     total_n, others_n = sums[f"{who}_sum"], sums[f"{other}_sum"]
     kl_n = (sums[name] / total_n - total_n.log() + others_n.log()).clamp_min(0)
-    return ruled_out(kl_n)
+    return kl_n if f"{name}_ruled_out" not in sums else kl_n.masked_fill(sums[f"{name}_ruled_out"] > 0, torch.inf)
 
 
 READ: dict[str, Callable[[Sums, str], Tensor]] = dict.fromkeys(ENTROPIES, entropy) | dict.fromkeys(KLS, kl)

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from opd.head.settings import LEAST, HeadSettings
-from opd.head.weights import HiddenStates
+from opd.head.weights import HiddenStates, whole_teacher
 
 
 @dataclass(frozen=True)
@@ -82,16 +82,11 @@ class Tile:
         id_nK = top(self.teacher(), k)
         return id_nK, self.teacher().gather(-1, id_nK)
 
-    def back(self, slope_nV: Float[Tensor, "n V"], temperature: float | None = None) -> Float[Tensor, "n V"]:
-        """The gradient with respect to the student's logits of Σ slope · log p_S: (slope − p_S·Σslope) / temperature.
-
-        A column i of a merged outcome b gets its share p_i / P_b of the outcome's gradient.
-        """
-        temperature = self.settings.temperature if temperature is None else temperature
-        return self.spread(slope_nV - self.student(temperature).exp() * slope_nV.sum(-1, keepdim=True), temperature)
-
     def spread(self, grad_nV: Float[Tensor, "n V"], temperature: float) -> Float[Tensor, "n V"]:
-        """From the gradient with respect to outcomes to that with respect to the raw logits, over the temperature."""
+        """From the gradient with respect to outcomes to that with respect to the raw logits, over the temperature.
+
+        In place; a column i of a merged outcome b gets its share p_i / P_b of the outcome's gradient.
+        """
         if self.merges:
             share_ns = (self.logits_nV[:, self.stop] / temperature).softmax(-1)
             grad_nV[:, self.stop] = share_ns * grad_nV[:, self.stop[:1]]
@@ -105,9 +100,7 @@ class Tile:
         return self._log_probs[who, temperature]
 
     def _teacher_logits(self) -> Tensor:
-        if not isinstance(self._teacher, HiddenStates):
-            raise ValueError("the teacher's whole distribution is needed, and it gives none")
-        return self._teacher.logits(self.rows_n)
+        return whole_teacher(self._teacher).logits(self.rows_n)
 
     def _merged(self, log_p_nV: Tensor) -> Tensor:
         if self.merges:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -35,9 +36,9 @@ class HeadWeights:
         return self.part(0, vocabulary)
 
     def part(self, start: int, stop: int) -> HeadWeights:
-        """Its tokens start … stop alone (views, no copy)."""
+        """Its rows start … stop alone (views, no copy)."""
         bias_V = None if self.bias_V is None else self.bias_V[start:stop]
-        return replace(self, weight_VH=self.weight_VH[start:stop], bias_V=bias_V, start=start)
+        return replace(self, weight_VH=self.weight_VH[start:stop], bias_V=bias_V, start=self.start + start)
 
     def rows(self, ids: list[int]) -> HeadWeights:
         """The same head over those tokens alone, a copy."""
@@ -100,6 +101,13 @@ class HiddenStates:
     def cut(self, vocabulary: int) -> HiddenStates:
         """The same states with the head over the first `vocabulary` tokens."""
         return replace(self, head=self.head.cut(vocabulary))
+
+
+def whole_teacher(teacher: Any) -> HiddenStates:
+    """The teacher, if it gives whole distributions; else ValueError."""
+    if not isinstance(teacher, HiddenStates):
+        raise ValueError("the teacher's whole distribution is needed, and it gives none")
+    return teacher
 
 
 def working_dtype(dtype: torch.dtype) -> torch.dtype:

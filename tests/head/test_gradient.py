@@ -21,7 +21,9 @@ def gradients(dtype: torch.dtype = torch.float64, wants: tuple[bool, ...] = ALL)
 
 
 def collected(found: Gradients) -> list:
-    return found.collected(whole_of(found.head))
+    """As the backward gives them, of an incoming 1."""
+    dtype = found.head.weight_VH.dtype
+    return [None if part is None else narrowed_(part, dtype) for part in found.collected(whole_of(found.head))]
 
 
 def grad_NV() -> torch.Tensor:

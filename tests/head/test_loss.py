@@ -220,3 +220,40 @@ def test_a_head_cut_to_fewer_tokens_trains_those_alone():
     ids_N = torch.zeros(6, dtype=torch.long)
     head_loss(own, teacher, [DensePay(WHOLE[0], torch.ones(6))], ids_N, HeadSettings()).backward()
     assert weight.grad[:7].any() and not weight.grad[7:].any()
+
+
+def test_what_one_term_finds_infinite_costs_another_terms_row_nothing():
+    """Row 1: the teacher rules out what the student does; only the forward KL pays there."""
+    student, teacher = random_pair(2).student, random_pair(2).teacher
+    never_V = torch.zeros(7, dtype=torch.float64)
+    never_V[3] = -torch.inf
+    teacher = HiddenStates(teacher.hidden_NH, replace(teacher.head, bias_V=never_V))
+    one, other = torch.tensor([0.0, 1.0]), torch.tensor([1.0, 0.0])
+    loss, grads = paid(Models(student, teacher), [DensePay(OBJECTIVES["forward_kl"](), one)])
+    both = [DensePay(OBJECTIVES["forward_kl"](), one), DensePay(OBJECTIVES["reverse_kl"](), other * 0)]
+    assert loss.isfinite() and all(grad.isfinite().all() for grad in grads.values())
+    again, grads_again = paid(Models(student, teacher), both)
+    assert_close(again, loss, 1e-13)
+    assert_close(grads_again["hidden"], grads["hidden"], 1e-13)
+    assert paid(Models(student, teacher), [DensePay(OBJECTIVES["reverse_kl"](), one)])[0].isinf()
+
+
+def test_end_tokens_that_no_head_has_are_refused():
+    pay = DensePay(OBJECTIVES["reverse_kl"](), torch.ones(3))
+    with pytest.raises(ValueError, match=r"\[9\]"):
+        paid(random_pair(3), [pay], stop=(2, 9), merge_stop=True)
+
+
+def test_heads_of_unequal_size_are_refused():
+    models = replace(random_pair(3), teacher=random_states(3, 6, 8, seed=2))
+    with pytest.raises(ValueError, match="align"):
+        paid(models, [DensePay(OBJECTIVES["reverse_kl"](), torch.ones(3))])
+
+
+def test_under_autocast_nothing_is_rounded():
+    models, pays = mixed(6)
+    expected = paid(models, pays, stop=(1, 4), merge_stop=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = paid(models, pays, stop=(1, 4), merge_stop=True)
+    assert torch.equal(found[0], expected[0])
+    assert all(torch.equal(found[1][part], grad) for part, grad in expected[1].items())

@@ -114,14 +114,14 @@ def test_a_divergence_of_peaked_rows_is_right_to_a_percent(name, dtype, tile_byt
 @every_dtype
 def test_a_divergence_is_infinite_where_one_rules_out_what_the_other_does(dtype):
     """Both ways of ruling out: the teacher can't do class 2, the student can't do class 0."""
-    rows = [[0.0, 1.0, 2.0], [0.0, 1.0, -30.0]]
+    rows = [[0.0, 1.0, 2.0], [0.0, 1.0, -30.0], [0.0, 1.0, -60.0]]
     never = torch.tensor([0.0, 0.0, -torch.inf], dtype=dtype)
     student, teacher = states(rows, dtype), states(rows, dtype)
     ruled = HiddenStates(teacher.hidden_NH, HeadWeights(teacher.head.weight_VH, never))
     found = statistics(student, ruled, ["reverse_kl", "forward_kl"])
-    assert found["reverse_kl"].tolist() == [math.inf] * 2 and found["forward_kl"].isfinite().all()
+    assert found["reverse_kl"].tolist() == [math.inf] * 3 and found["forward_kl"].isfinite().all()
     found = statistics(ruled, student, ["reverse_kl", "forward_kl"])
-    assert found["forward_kl"].tolist() == [math.inf] * 2 and found["reverse_kl"].isfinite().all()
+    assert found["forward_kl"].tolist() == [math.inf] * 3 and found["reverse_kl"].isfinite().all()
 
 
 @every_dtype

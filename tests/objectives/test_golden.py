@@ -120,7 +120,7 @@ def test_both_tails(case, dtype):
     student, teacher = logits(case, "student", dtype), top_scores(case, dtype)
     rows_n = torch.arange(len(student))
     tile = Tile(rows_n, student, teacher, torch.zeros_like(rows_n), HeadSettings())
-    ours_nO, theirs_nO, _ = TeacherTop(teacher.id_NK.shape[1])(tile, teacher=True)
+    ours_nO, theirs_nO, _ = TeacherTop(teacher.id_NK.shape[1])(tile)
     tolerance = TAIL_TOLERANCE[dtype]
     assert_close(ours_nO[:, -1].exp(), case["expected"]["student_tail"], tolerance)
     assert_close(theirs_nO[:, -1].exp(), case["expected"]["teacher_tail"], tolerance)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -15,6 +16,8 @@ Way = Callable[[Measured, str, float], Seconds | None]
 
 WAYS: dict[str, Way] = {"known": Measured.loss, "from statistics": Measured.both}
 """How weights come about: known before the pass, or from statistics of all rows."""
+Peak = Callable[[Measured, str, float], int | None]
+PEAKS: dict[str, Peak] = {"known": Measured.peak, "from statistics": Measured.peak_of_both}
 
 
 @dataclass(frozen=True)
@@ -79,11 +82,11 @@ def peer_bars() -> Iterator[Bar]:
 
 
 def memory_bars() -> Iterator[Bar]:
-    """Peak extra memory against TRL's, statistics' pass included."""
+    """Peak extra memory against TRL's."""
     for frozen, most in ((False, 0.3), (True, 0.1)):
-        for name in ("ours", "ours-fast"):
-            text = f"peak memory, head {'frozen' if frozen else 'trains'}: {name} / trl-masked"
-            yield Bar(text, f"{most}", _flat(most), _peak_against(name, "trl-masked"), frozen=frozen)
+        for name, (way, peak) in itertools.product(("ours", "ours-fast"), PEAKS.items()):
+            text = f"peak memory, head {'frozen' if frozen else 'trains'}, weights {way}: {name} / trl-masked"
+            yield Bar(text, f"{most}", _flat(most), _peak_against(name, "trl-masked", peak), frozen=frozen)
 
 
 def error_bars() -> Iterator[Bar]:
@@ -139,9 +142,9 @@ def _compact_and_our_statistics(measured: Measured, share: float) -> float | Non
     return ratio(measured.both("ours", share), theirs)
 
 
-def _peak_against(name: str, other: str) -> Value:
+def _peak_against(name: str, other: str, peak: Peak) -> Value:
     def value(measured: Measured, share: float) -> float | None:
-        ours, theirs = measured.peak(name, share), measured.peak(other, share)
+        ours, theirs = peak(measured, name, share), peak(measured, other, share)
         return ours / theirs if ours is not None and theirs else None
 
     return value

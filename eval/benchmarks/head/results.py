@@ -50,9 +50,13 @@ class Measured:
         return rounds and [parts["student"] + parts["teacher"] for parts in rounds]
 
     def peak(self, name: str, share: float) -> int | None:
-        """Peak extra bytes of whatever it takes: statistics and loss."""
-        found = [_at(self.peaks, name, share), self.peaks.get(Entry(name, "statistics", None))]
-        return None if found[0] is None else max(peak for peak in found if peak is not None)
+        """Peak extra bytes of the loss, weights known."""
+        return _at(self.peaks, name, share)
+
+    def peak_of_both(self, name: str, share: float) -> int | None:
+        """The same where weights depend on statistics: of that pass, and of the loss after it."""
+        loss = self.peaks.get(Entry(name, "after", share), self.peak(name, share))
+        return None if loss is None else max(loss, self.peaks.get(Entry(name, "statistics", None), 0))
 
     def record(self) -> dict[str, Any]:
         """As JSON."""
