@@ -82,6 +82,8 @@ class Trainer:
                 parameter.register_hook(self._watch)
         self.engine, _ = accelerator.prepare(student, optimizer)
         self.ranks = Ranks(accelerator.device)
+        if self.ranks.count == 1 and _adds_up_by_itself(self.engine.optimizer):
+            self.engine.enable_backward_allreduce = False  # it would copy the whole gradient twice for nothing
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.engine(*args, **kwargs)
@@ -133,6 +135,13 @@ class Trainer:
 
     def _watch(self, tensor: Tensor) -> None:
         self._finite = torch.isfinite(tensor.sum()) & self._finite
+
+
+def _adds_up_by_itself(optimizer: Any) -> bool:
+    """Whether its fp32 gradient is whole after each backward, before any reduction over ranks."""
+    from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
+
+    return isinstance(optimizer, BF16_Optimizer)
 
 
 @contextmanager
@@ -197,8 +206,9 @@ def start(precision: str, *, max_grad_norm: float, trackers: list[str], folder: 
         "steps_per_print": 2**31,
     }
     if precision == "bf16" and plugin.zero_stage > 0:
-        # Micro-batches add up in fp32; stage 0 knows only the weights' own dtype.
-        plugin.deepspeed_config["data_types"] = {"grad_accum_dtype": "fp32"}
+        # Micro-batches and ranks add up in fp32; stage 0 knows only the weights' own dtype.
+        plugin.deepspeed_config |= {"data_types": {"grad_accum_dtype": "fp32"}, "communication_data_type": "fp32"}
+        plugin.deepspeed_config["bf16"] = {"enabled": True, "immediate_grad_update": True}
     accelerator = Accelerator(
         deepspeed_plugin=plugin,
         mixed_precision="bf16" if precision == "bf16" else "no",

@@ -72,12 +72,14 @@ def test_two_sharded_ranks_equal_one_rank(stage: int, one_rank: Path, tmp_path: 
     assert cases.relative_error(got["grads"], one["grads"]) < 1e-5, "a rank without a rollout"
 
 
-@pytest.mark.parametrize(("stage", "ranks"), [(1, 1), (2, 2), (3, 2)])
+@pytest.mark.parametrize(("stage", "ranks"), [(1, 1), (1, 2), (2, 2), (3, 2)])
 def test_bf16_micro_batches_add_up_to_the_same_gradient(stage: int, ranks: int, tmp_path: Path):
     work(tmp_path, "gradients", "bf16", ranks=ranks, stage=stage)
     for name in BF16:
         many, one = (found(tmp_path, name, budget) for budget in BUDGETS)
         assert many["loss"] == pytest.approx(one["loss"], rel=0.01)
+        sums = torch.cat([grad.flatten() for grad in many["grads"].values()])
+        assert not torch.equal(sums, sums.bfloat16().double()), "the sum over micro-batches and ranks was rounded"
         if cases.same_weights(many["weights"], one["weights"], within=0):
             assert cases.relative_error(many["grads"], one["grads"]) < 0.05
 
