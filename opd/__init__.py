@@ -16,6 +16,7 @@ In reading order:
     stop.py           which ids end a turn, and what both models do where rollouts end
     rollout/          yields a step's rollouts; the engines vllm and transformers
     rewards.py        the one grader: rewards in training and scores in eval/
+    grading/          the grader's parts: which answer is final, and whether two are the same
     advantages.py     how much a rollout stands out among those of its prompt
     selection/        which tokens train, and which rollouts: one rule, one small file
     packing.py        rollouts → micro-batches of a token budget; arithmetic on lengths

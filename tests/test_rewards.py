@@ -4,7 +4,8 @@ import time
 
 import pytest
 
-from opd.rewards import final_answer, grade
+from opd.grading.extract import Final, final_answer
+from opd.rewards import grade
 
 RIGHT = {
     "boxed": (r"so it is \boxed{42}.", "42"),
@@ -60,9 +61,9 @@ def test_wrong_is_0(case):
 
 
 def test_the_final_answer_is_the_last_box_or_the_last_number():
-    assert final_answer(r"1 \boxed{a{b}c} 2") == "a{b}c"
-    assert final_answer("1 then 1,234.5 end") == "1,234.5"
-    assert final_answer("nothing") is None
+    assert final_answer(r"1 \boxed{a{b}c} 2") == Final("a{b}c", "boxed")
+    assert final_answer("1 then 1,234.5 end") == Final("1,234.5", "last")
+    assert final_answer("nothing") == Final("", "none")
 
 
 JUNK = {
@@ -98,5 +99,5 @@ def test_a_long_answer_is_not_read_as_mathematics(monkeypatch):
     def slow(*_: object, **__: object) -> None:
         raise AssertionError("a long answer was parsed")
 
-    monkeypatch.setattr("opd.rewards.parse", slow)
+    monkeypatch.setattr("opd.grading.equal.same_mathematics", slow)
     assert grade(r"\boxed{" + "1+" * 1_000 + "1}", "1001") == 0.0

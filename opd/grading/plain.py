@@ -1,0 +1,130 @@
+r"""An answer written plainly: one spelling for what means the same, without spacing, units and words around it."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+SIGNS = {
+    "−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "÷": "/", "π": r"\pi ", "∞": r"\infty ", "∪": r"\cup ",
+    "∩": r"\cap ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "±": r"\pm ", "∈": r"\in ", "θ": r"\theta ", "°": "",
+    "²": "^{2}", "³": "^{3}", "½": r"\frac{1}{2}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}", "¼": r"\frac{1}{4}",
+    "¾": r"\frac{3}{4}", "⅕": r"\frac{1}{5}", "⅛": r"\frac{1}{8}", "€": "", "£": "", "¢": "", "∅": r"\emptyset ",
+    "“": '"', "”": '"', "’": "'", "‘": "'", "√": r"\sqrt ",
+}  # fmt: skip
+"""What people type instead of LaTeX."""
+WORDS = re.compile(
+    r"\\(?:text(?:bf|it|rm|normal|tt|sf)?|math(?:rm|bf|it|sf|tt)|mbox|hbox|operatorname\*?)\s*\{([^{}]*)\}"
+)
+SPACES = re.compile(r"(?<!\\)\\[,;:!> ]|\\q?quad\b|\\(?:hspace|phantom)\*?\{[^{}]*\}|~|\\displaystyle\b|\\textstyle\b")
+SIZES = re.compile(r"\\(?:left|right|[bB]igg?[lrm]?)(?![A-Za-z])\.?")
+DEGREES = re.compile(
+    r"\^\s*\{?\s*\\(?:circ|degree)\b\s*\}?|\\(?:circ|degree)\b|(?<=[\d} ])\s*\bdegrees?\b(?:\s+(?:C|F)\b)?"
+)
+ANGLE = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-z])")
+PERCENT = re.compile(r"\\?%|\bper\s?cent\b")
+MONEY = re.compile(r"\\?\$|\b(?:dollars?|USD|cents?|euros?|pounds?)\b")
+FUNCTIONS = set(
+    re.findall(
+        r"\w+",
+        """sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln lg exp max min gcd lcm mod pmod det lim
+        inf sup sqrt frac binom pi theta alpha beta gamma delta lambda mu phi omega infty""",
+    )
+)
+"""Letters in a row that are mathematics, with or without their backslash."""
+UNIT = (
+    r"(?:(?:kilo|centi|milli)?(?:met(?:er|re)|gram|lit(?:er|re))s?|[mcdk]?m|[km]?g|m?L|in|ft|yd|mi|miles?|inch(?:es)?"
+    r"|foot|feet|yards?|lbs?|oz|pounds?|ounces?|gallons?|s|secs?|seconds?|mins?|minutes?|h|hrs?|hours?|days?|weeks?"
+    r"|months?|years?|mph|kph|units?|square|cubic|sq|cu|rad|radians?|per)"
+)
+POWER = r"(?:\s*\^\{?[23]\}?)?"
+UNIT_TAIL = re.compile(
+    rf"(?<=[\d}})\s])\s*(?:(?<=\s)|(?<![A-Za-z])(?=[A-Za-z]{{2}})){UNIT}{POWER}(?:(?:\s*/\s*|\s+){UNIT}{POWER})*\s*$"
+)
+WORD_TAIL = re.compile(r"(?<=[\d})])\s+[A-Za-z][A-Za-z'-]+(?:\s+[A-Za-z][A-Za-z'-]*)*\s*$")
+"""`18 apples`: words after a value, none of which is a connective of several values."""
+LEFT_SIDE = re.compile(
+    r"^(?:\([a-z](?:\s*,\s*[a-z])+\)|[A-Za-z]|\\[a-z]+)[A-Za-z]?(?:_\{?\w+\}?)?'*(?:\([^()=]*\))?\s*(?:=|\\in(?![a-z])|:=)\s*"
+)
+LATER = ("=", "<", ">", r"\le", r"\ge", r"\in")
+
+
+def plain(text: str) -> str:
+    r"""The answer plainly, words kept.
+
+    >>> plain(r"\left( \dfrac12,\, \text{ 1,000 cm}^2 \right)")
+    '(\\frac{1}{2}, 1,000 cm^2 )'
+    """
+    for sign, spelled in SIGNS.items():
+        text = text.replace(sign, spelled)
+    text = unicodedata.normalize("NFKC", text).strip().strip("`").strip()
+    text = re.sub(r"\*\*|__(?=\w)|(?<=\w)__", "", text)
+    text = re.sub(r"\\[()\[\]]|^\$+|\$+$", " ", text).replace("$$", " ")
+    text = re.sub(r"(?<=\d)(?:,\\!|\\[,!;]|\{,\}|\\ )(?=\d{3}(?!\d))", "", text)
+    text = re.sub(r"(?<=\d)\s*\{,\}\s*\\?!?(?=\d{3}(?!\d))", "", text).replace("{,}", ",")
+    while (shorter := WORDS.sub(r" \1 ", text)) != text:
+        text = shorter
+    text = re.sub(r"\b([ap])\.\s?m\b", r"\1m", text, flags=re.IGNORECASE).replace(r"\varnothing", r"\emptyset")
+    text = re.sub(r"^\((\w+)\)(?=_)", r"\1", text)
+    text = text.replace("<=", r"\le ").replace(">=", r"\ge ")
+    text = SIZES.sub("", SPACES.sub(" ", text))
+    text = re.sub(r"\\[dtc]frac(?![A-Za-z])", r"\\frac", text)
+    text = _braced_arguments(re.sub(r"\\(?:leq|leqslant)\b", r"\\le", re.sub(r"\\(?:geq|geqslant)\b", r"\\ge", text)))
+    text = re.sub(r"\\(?:lt|gt)\b", lambda match: {r"\lt": "<", r"\gt": ">"}[match[0]], text)
+    text = re.sub(r"\\(?:mid|vert|lvert|rvert)\b", "|", text).replace(r"\cdotp", r"\cdot")
+    return re.sub(r"\s+", " ", text).strip().rstrip(".,;:").strip()
+
+
+def value(text: str) -> str:
+    r"""The plain answer without currency, degrees, percent sign, units, words after it, and its left side.
+
+    >>> value(plain(r"x = 18 \text{ cm}^2")), value("10\\%"), value("f(x) = x^2"), value("so 7 apples")
+    ('18', '10', 'x^2', 'so 7 apples')
+    """
+    if ANGLE.search(text):
+        text = DEGREES.sub(r" \\cdot \\frac{\\pi}{180}", text)
+    text = re.sub(r"\s+", " ", PERCENT.sub("", MONEY.sub("", DEGREES.sub("", text)))).strip()
+    text = re.sub(r"^\{(\([^{}]*\))\}$", r"\1", text)
+    text = LEFT_SIDE.sub("", text, count=1).strip() if sum(text.count(sign) for sign in LATER) == 1 else text
+    text = MONEY.sub("", text).strip()
+    text = re.sub(r"(?<=\d)\s*\\(?:rm|it)\b", " ", text)
+    bare = UNIT_TAIL.sub("", text).strip()
+    bare = bare if bare else text
+    words = WORD_TAIL.search(bare)
+    if words and not re.search(r"\b(?:or|and|to|if|not|is|[AaPp][Mm])\b", words[0]):
+        bare = bare[: words.start()].strip()
+    return _thousands(bare.rstrip("."))
+
+
+def words(text: str) -> str | None:
+    """A text answer: letters in small, without spaces, quotes and parentheses; None where it is mathematics."""
+    letters = re.sub(r"\\[A-Za-z]+", " ", text)
+    found = [word for word in re.findall(r"[A-Za-z]{2,}", letters) if word.lower() not in FUNCTIONS]
+    long = [word for word in found if len(word) > 2 or word.lower() in ("no", "am", "pm", "up")]
+    if not long or re.search(r"[\^=+*<>]|\\(?:frac|sqrt)", text):
+        return None
+    return re.sub(r"[\s\"'{}().,$\\-]", "", text).lower()
+
+
+def percent(text: str) -> bool:
+    """Whether the answer is a percentage."""
+    return bool(PERCENT.search(text))
+
+
+def _thousands(text: str) -> str:
+    """1,000 and 1 000 are 1000 where no bracket makes a list of them."""
+    if re.fullmatch(r"[-+]?\d{1,3}(?:[, ]\d{3})+(?:\.\d+)?", text):
+        return re.sub(r"[, ]", "", text)
+    return text
+
+
+def _braced_arguments(text: str) -> str:
+    r"""Arguments of one sign without braces get them."""
+    sign = r"(\\[A-Za-z]+|[^\s{}\\])"
+    text = re.sub(rf"\\frac\s*{sign}\s*{sign}", r"\\frac{\1}{\2}", text)
+    text = re.sub(rf"\\frac\s*{sign}\s*(?=\{{)", r"\\frac{\1}", text)
+    text = re.sub(rf"\\frac\s*(\{{[^{{}}]*\}})\s*{sign}", r"\\frac\1{\2}", text)
+    text = re.sub(rf"\\(d|t)?binom\s*{sign}\s*{sign}", r"\\binom{\2}{\3}", text)
+    text = re.sub(r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}", text)
+    text = re.sub(r"\\sqrt\s*(\d+)", r"\\sqrt{\1}", text)
+    return re.sub(r"\\sqrt\s*(\\[A-Za-z]+|[A-Za-z])", r"\\sqrt{\1}", text)

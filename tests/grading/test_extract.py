@@ -1,0 +1,39 @@
+"""Which answer is the final one, and by which rule."""
+
+import pytest
+
+from opd.grading.extract import RULES, Final, final_answer
+
+CASES = {
+    "last box": (r"\boxed{1}, no, \boxed{\frac{1}{2}} it is", Final(r"\frac{1}{2}", "boxed")),
+    "a box before a phrase": (r"\boxed{3}. The answer is 4", Final("3", "boxed")),
+    "a box without braces": (r"thus $\boxed 7$.", Final("7", "boxed")),
+    "an fbox": (r"\fbox{7}", Final("7", "boxed")),
+    "an open box": (r"the answer is 5, \boxed{\frac{4", Final(r"5, \boxed{\frac{4", "phrase")),
+    "gsm8k": ("16 - 3 = 13\n#### 13", Final("13", "phrase")),
+    "markdown": ("**Final Answer:** 12 apples.", Final("12 apples", "phrase")),
+    "in dollars": (r"The answer is $\$18.90$.", Final(r"\$18.90", "phrase")),
+    "on the next line": ("The answer is:\n\\[ x^2 \\]", Final("x^2", "phrase")),
+    "decimal": ("the answer is 3.5. Done 9", Final("3.5", "phrase")),
+    "last phrase": ("The answer is 3. Wait: the answer is 4.", Final("4", "phrase")),
+    "last number": ("first 3, then 1,204.5 of them", Final("1,204.5", "last")),
+    "last expression": (r"which gives $x = 2\sqrt{3}$.", Final(r"x = 2\sqrt{3}", "last")),
+    "a number after an expression": (r"$x^2$ and so 9", Final("9", "last")),
+    "nothing": ("I do not know.", Final("", "none")),
+    "a thought that ended": (r"<think>\boxed{1}</think> So \boxed{2}", Final("2", "boxed")),
+    "a thought that never ended": (r"<think>it is \boxed{1}", Final("", "unfinished")),
+    "a second thought": (r"<think>a</think> <think>it is \boxed{1}", Final("", "unfinished")),
+    "an answer in the thought alone": (r"<think>\boxed{1}</think>", Final("", "none")),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_rule_that_fires(case: str):
+    completion, expected = CASES[case]
+    assert final_answer(completion) == expected
+    assert expected.rule in RULES
+
+
+def test_a_prompt_that_opened_the_thought_needs_its_end():
+    assert final_answer(r"so \boxed{1}", thinking=True) == Final("", "unfinished")
+    assert final_answer(r"so \boxed{1}</think>\boxed{2}", thinking=True) == Final("2", "boxed")

@@ -1,0 +1,53 @@
+"""Algebra that hangs, crashes or eats memory ends its own process, and the next question is answered."""
+
+import os
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from opd.grading import isolated
+from opd.grading.isolated import Worker, same_mathematics
+from opd.rewards import judge_all
+
+HOSTILE = [
+    r"2^{10^{9}}", r"(((x+1)^{999}+1)^{999})", r"\int_0^{\infty} e^{-x^{x}} dx", r"((x+y+z)^{99})^{99}",
+    r"\binom{99999999}{4999999}", "(" * 3_000 + "1" + ")" * 3_000, r"\sqrt{" * 190 + "2" + "}" * 190, "x^" * 190 + "2",
+]  # fmt: skip
+"""Each takes longer than anyone waits, or more memory or stack than there is."""
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=lambda text: text[:20])
+def test_hostile_algebra_is_wrong_and_soon_over(text: str):
+    began = time.monotonic()
+    assert not same_mathematics(text, "x+1")
+    assert time.monotonic() - began < 20, "a worker's start included, on a busy machine"
+    assert same_mathematics("x+1", "1+x")
+
+
+def test_a_worker_that_dies_is_no_answer():
+    worker = Worker()
+    assert worker.ask("x+1", "1+x") is True
+    os.kill(worker._process.pid, signal.SIGKILL)
+    assert worker.ask("x+2", "2+x") is None
+
+
+def test_a_worker_that_is_silent_is_killed(monkeypatch: pytest.MonkeyPatch):
+    worker = Worker()
+    assert worker.ask("x+1", "1+x") is True
+    monkeypatch.setattr(isolated, "SECONDS", 0.2)
+    os.kill(worker._process.pid, signal.SIGSTOP)
+    assert worker.ask("x+2", "2+x") is None
+    assert worker._process.returncode == -signal.SIGKILL
+
+
+def test_many_threads_get_their_own_answers():
+    pairs = [(f"x+{i}", f"{i + i % 2}+x") for i in range(40)]
+    with ThreadPoolExecutor(8) as threads:
+        assert list(threads.map(lambda pair: same_mathematics(*pair), pairs)) == [i % 2 == 0 for i in range(40)]
+
+
+def test_verdicts_come_in_order():
+    pairs = [(rf"\boxed{{{i}y}}", rf"y \cdot {i + i % 3}") for i in range(12)]
+    assert [v.flexible for v in judge_all(pairs)] == [i % 3 == 0 for i in range(12)]
