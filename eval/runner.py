@@ -1,76 +1,175 @@
-"""Scores a model on a task, on whatever engine is up."""
+"""Scores models on tasks: on the engine that is up (in training), or on engines started for it (`opd eval`)."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
 from transformers import PreTrainedTokenizerBase
 
-from eval.statistics import mean_and_stderr
-from eval.tasks import TASKS
+from eval.asking import Asked, Asking, ask
+from eval.identity import key_of, short_name, weights_digest
+from eval.results import Result
+from eval.samples import SampleFile, rounds, sample
+from eval.scores import graded, score_of
+from eval.tasks import Task, task_named
 from opd.batch import Prompt
 from opd.config import EvaluateSettings, PromptSettings
 from opd.distributed import Ranks
-from opd.errors import RecipeError
-from opd.models import DTYPES, load_tokenizer
-from opd.prompts import render
-from opd.rewards import grade
-from opd.rollout.engine import RolloutEngine, Sampling
+from opd.errors import ModelError, RecipeError
+from opd.metrics import Clock
+from opd.model_spec import Precision
+from opd.models import DTYPES, load_config, load_tokenizer, model_folder, text_config
+from opd.report.progress import Progress
+from opd.rollout.engine import RolloutEngine
 from opd.rollout.settings import RolloutSettings
-from opd.rollout.start import start_engine
+from opd.rollout.start import engine_type, start_engine
+from opd.run import environment
 from opd.stop import stop_tokens
 
 
 class Evaluation:
-    """A task's problems in a model's own chat template, answered greedily and graded.
-
-    `prompts` are its problems as prompts, with the system message and template settings of the recipe's; calling it
-    scores an engine: {score, stderr, n, truncated}.
-    """
+    """A task's problems in a model's own chat template, answered by whatever engine is up, and graded."""
 
     def __init__(
         self, settings: EvaluateSettings, tokenizer: PreTrainedTokenizerBase, prompts: PromptSettings | None = None
     ) -> None:
-        shared = {"system": prompts.system, "template_settings": prompts.chat_template_kwargs} if prompts else {}
-        task = task_named(settings.task)
+        asking = Asking(
+            problems=settings.problems,
+            samples=settings.samples,
+            temperature=settings.temperature,
+            max_new_tokens=settings.max_new_tokens,
+            system=prompts.system if prompts else None,
+        )
         self.tokenizer = tokenizer
-        self.max_new_tokens = settings.max_new_tokens or task.max_new_tokens
-        self.prompts = [
-            Prompt(
-                i,
-                render(p["question"], tokenizer, instruction=task.instruction, **shared),
-                {"answer": p["answer"]},
-            )
-            for i, p in enumerate(task.load(settings.problems))
-        ]
+        self.asked = ask(
+            task_named(settings.task), tokenizer, asking, prompts.chat_template_kwargs if prompts else None
+        )
 
-    def __call__(self, engine: RolloutEngine) -> dict[str, float]:
-        """One greedy answer a problem; collective."""
-        rollouts = engine.generate(self.prompts, Sampling(1, self.max_new_tokens, temperature=0.0))
-        texts = self.tokenizer.batch_decode([r.completion for r in rollouts], skip_special_tokens=True)
-        scores = [grade(text, r.extra["answer"]) for text, r in zip(texts, rollouts, strict=True)]
-        truncated = sum(r.finish == "length" for r in rollouts) / len(rollouts)
-        return mean_and_stderr(scores) | {"truncated": truncated}
+    @property
+    def prompts(self) -> list[Prompt]:
+        """The task's problems."""
+        return self.asked.prompts
 
+    @property
+    def max_new_tokens(self) -> int:
+        """Tokens of the longest answer."""
+        return self.asked.sampling.max_new_tokens
 
-def task_named(name: str):
-    """The task; RecipeError in one line if there is none."""
-    if name not in TASKS:
-        raise RecipeError(f"evaluate.task: there is no task {name!r}; choose one of {', '.join(TASKS)}")
-    return TASKS[name]
+    def __call__(self, engine: RolloutEngine, *, who: str, to: Path | None) -> dict[str, Any]:
+        """The score of the weights that the engine holds; collective. The result is written into `to`, if given."""
+        samples = [s for prompts in rounds(self.asked) for s in sample(engine, prompts, self.asked, self.tokenizer)]
+        answers = graded(samples, self.asked)
+        score = score_of(answers)
+        if to is not None:
+            Result(who, self.asked.identity() | {"weights": who}, score, answers, environment()).write(to)
+        return score
 
 
-def score_model(model: str, settings: EvaluateSettings, *, engine: str, precision: str) -> dict[str, float]:
-    """Score a model folder or hub id on its own, by an engine that is started for it."""
-    tokenizer = load_tokenizer(model)
-    evaluation = Evaluation(settings, tokenizer)
-    started = start_engine(
-        model,
-        RolloutSettings(type=engine),
-        Ranks(),
-        dtype=DTYPES[precision],
-        max_tokens=max(len(p.token_ids) for p in evaluation.prompts) + evaluation.max_new_tokens,
-        stop=stop_tokens(tokenizer, model),
-    )
+@dataclass(frozen=True)
+class Host:
+    """What models are run on: the engine, its cache and share of a GPU, and the arithmetic."""
+
+    rollout: RolloutSettings
+    precision: Precision
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What an answer may depend on."""
+        return {"engine": engine_type(self.rollout), "precision": self.precision}
+
+
+@dataclass(frozen=True)
+class Study:
+    """One model to be asked one task, and the folder that holds what it answered."""
+
+    model: str
+    tokenizer: PreTrainedTokenizerBase
+    asked: Asked
+    folder: Path
+    file: SampleFile
+
+    @property
+    def missing(self) -> int:
+        """Answers that are still to be sampled."""
+        return len(self.asked.prompts) * self.asked.sampling.samples - len(self.file.read())
+
+
+def prepare(models: list[str], tasks: list[Task], asking: Asking, host: Host, out: Path) -> list[Study]:
+    """Everything that can be found wrong before a model is loaded; raises an OpdError in one line at the first."""
+    if twice := sorted({short_name(m) for m in models if [short_name(n) for n in models].count(short_name(m)) > 1}):
+        raise RecipeError(f"two models would both be called {twice[0]!r} in the table; rename a folder")
+    studies = []
+    for model in models:
+        tokenizer, context = load_tokenizer(model), _context(model)
+        asked = [ask(task, tokenizer, asking) for task in tasks]
+        for one in asked:
+            if context and one.longest > context:
+                raise ModelError(
+                    f"{model!r} reads {context} tokens at most, and a problem of {one.task.name} with its answer takes "
+                    f"{one.longest}; lower --max-new-tokens"
+                )
+        weights = {"weights": weights_digest(model_folder(model))}
+        studies += [_study(model, tokenizer, one, one.identity() | weights | host.identity, out) for one in asked]
+    for study in studies:
+        study.file.check()
+    return studies
+
+
+def _study(model: str, tokenizer: PreTrainedTokenizerBase, asked: Asked, identity: dict[str, Any], out: Path) -> Study:
+    folder = out / short_name(model) / f"{asked.task.name}-{key_of(identity)}"
+    return Study(model, tokenizer, asked, folder, SampleFile(folder / "samples.jsonl", identity, asked))
+
+
+def evaluate(studies: list[Study], host: Host, clock: Clock) -> list[Result]:
+    """Sample what is missing, an engine for each model that misses something, then grade; a result for each study."""
+    by_model: dict[str, list[Study]] = {}
+    for study in studies:
+        by_model.setdefault(study.model, []).append(study)
+    results = []
+    for model, of_model in by_model.items():
+        if missing := [study for study in of_model if study.missing]:
+            _sample(model, missing, host, clock)
+        results += [_result(study, clock) for study in of_model]
+    return results
+
+
+def _sample(model: str, studies: list[Study], host: Host, clock: Clock) -> None:
+    with clock("start"):
+        engine = start_engine(
+            model,
+            host.rollout,
+            Ranks(),
+            dtype=DTYPES[host.precision],
+            max_tokens=max(study.asked.longest for study in studies),
+            stop=stop_tokens(studies[0].tokenizer, model),
+        )
     try:
-        return evaluation(started)
+        for study in studies:
+            asked = study.asked
+            total = len(asked.prompts) * asked.sampling.samples
+            name = f"{short_name(model)}, {asked.task.name}"
+            with clock("sample"), Progress(total, unit="answer") as progress:
+                study.file.complete(engine, study.tokenizer, partial(_seen, progress, name))
     finally:
-        started.close()
+        engine.close()
+
+
+def _seen(progress: Progress, name: str, answers: int) -> None:
+    progress.show(progress.done + answers, name)
+
+
+def _result(study: Study, clock: Clock) -> Result:
+    with clock("grade"):
+        answers = graded(study.file.read(), study.asked)
+        score = score_of(answers)
+    result = Result(short_name(study.model), study.file.identity, score, answers, environment())
+    with clock("write"):
+        result.write(study.folder)
+    return result
+
+
+def _context(model: str) -> int | None:
+    return getattr(text_config(load_config(model)), "max_position_embeddings", None)

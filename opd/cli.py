@@ -9,7 +9,7 @@ import sys
 import time
 import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 import typer
@@ -19,6 +19,7 @@ from opd.model_spec import Precision
 from opd.rollout.settings import EngineName
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+Form = Literal["chat", "few_shot"]
 UsageError = typer.BadParameter.__base__
 """What typer raises for a command line that it can't read."""
 
@@ -31,6 +32,7 @@ Overrides = Annotated[
 ]
 
 
+RESULTS = Path("results")
 PATIENCE_S = 10
 """How long other ranks wait for rank 0 to say the same; a launcher ends them meanwhile, unless only they failed."""
 
@@ -87,20 +89,46 @@ def doctor(
 
 @app.command(name="eval")
 def evaluate(
-    model: Annotated[str, typer.Option(help="Hugging Face id or local folder.")],
-    task: Annotated[str, typer.Option(help="A task of eval/tasks.")],
-    problems: Annotated[int, typer.Option(min=1, help="The first so many problems.")] = 200,
+    ctx: typer.Context,
+    model: Annotated[list[str], typer.Option(help="Hugging Face id or local folder; may be given several times.")],
+    tasks: Annotated[str, typer.Option(help="Tasks of eval/tasks, with commas between: math500,aime24.")],
+    teacher: Annotated[str | None, typer.Option(help="Scored too, and every model's fidelity to it reported.")] = None,
+    problems: Annotated[int | None, typer.Option(min=1, help="The first so many of each task. Default: all.")] = None,
+    samples: Annotated[int | None, typer.Option(min=1, help="Answers to a problem. Default: the task's.")] = None,
+    temperature: Annotated[float | None, typer.Option(min=0, help="0 is greedy. Default: the task's.")] = None,
+    top_p: Annotated[float, typer.Option(min=1e-9, max=1, help="Sample the likeliest tokens of this mass.")] = 1.0,
+    top_k: Annotated[int, typer.Option(min=0, help="Sample so many likeliest tokens; 0: all.")] = 0,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Default: the task's.")] = None,
+    thinking: Annotated[bool, typer.Option("--thinking", help="enable_thinking of the chat template.")] = False,
+    form: Annotated[Form, typer.Option(help="few_shot is for base models, which have no chat template.")] = "chat",
+    system: Annotated[str | None, typer.Option(help="System message of the chat.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Keys every sampled answer.")] = 0,
     engine: Annotated[EngineName, typer.Option(help="auto takes vllm where it is installed.")] = "auto",
     precision: Annotated[Precision, typer.Option(help="Of weights and arithmetic.")] = "bf16",
-    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Default: the task's own.")] = None,
+    kv_cache_mib: Annotated[int, typer.Option(min=1, help="vLLM's key-value cache on a CPU.")] = 1024,
+    out: Annotated[Path, typer.Option(help="Answers and reports; what is finished there is not repeated.")] = RESULTS,
 ) -> None:
-    """Score a model on held-out problems: exact match, greedy, with its standard error."""
-    from eval.runner import score_model
-    from opd.config import EvaluateSettings
+    """Score models on held-out problems: standard errors, paired comparisons, fidelity to a teacher."""
+    from eval.asking import Asking
+    from eval.commands import evaluate_models
+    from eval.runner import Host
+    from eval.tasks import tasks_named
+    from opd.rollout.settings import RolloutSettings
 
-    settings = EvaluateSettings(task=task, problems=problems, max_new_tokens=max_new_tokens)
-    score = score_model(model, settings, engine=engine, precision=precision)
-    typer.echo(json.dumps({"model": model, "task": task, "engine": engine, "precision": precision} | score))
+    asking = Asking(**{name: ctx.params[name] for name in Asking.model_fields})
+    rollout = RolloutSettings(type=engine, kv_cache_mib=kv_cache_mib, gpu_memory_share=0.85, sleep=False)
+    models = list(dict.fromkeys([*model, *([teacher] if teacher else [])]))
+    evaluate_models(models, teacher, tasks_named(tasks), asking, Host(rollout, precision), out)
+
+
+@app.command()
+def compare(
+    results: Annotated[list[Path], typer.Argument(metavar="RESULT RESULT…", help="Folders that `opd eval` filled.")],
+) -> None:
+    """Compare finished results on the same problems: each with the first, paired, problem by problem."""
+    from eval.commands import compare_folders
+
+    compare_folders(results)
 
 
 @app.command()

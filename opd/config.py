@@ -129,13 +129,23 @@ class EvaluateSettings(Record):
     problems: PositiveInt = 200
     """The first so many problems of the task."""
     every: NonNegativeInt = 0
-    """Score the student every so many steps too; 0 scores at the start and the end only."""
+    """Score the student every so many steps too, and keep the best such student in `best/`; 0: start and end only."""
+    samples: PositiveInt = 1
+    """Answers to a problem; more than one need a temperature."""
+    temperature: NonNegativeFloat = 0.0
+    """0 is greedy, whatever the task's own protocol: cheap, and the same problems each time."""
     max_new_tokens: PositiveInt | None = None
     """Null takes the task's own."""
     teacher: bool = True
     """Score the teacher once."""
     fixed_text: NonNegativeInt = 64
     """So many rollouts of the *start* student on held-out problems are kept, and both KLs measured on them."""
+
+    @model_validator(mode="after")
+    def _samples_differ(self) -> EvaluateSettings:
+        if self.samples > 1 and not self.temperature:
+            raise ValueError(f"{self.samples} greedy answers to a problem are all the same; set temperature above 0")
+        return self
 
 
 class MetricSettings(Record):

@@ -36,8 +36,8 @@ class Evaluation(Protocol):
     prompts: list[Prompt]
     max_new_tokens: int
 
-    def __call__(self, engine: RolloutEngine) -> dict[str, float]:
-        """{score, stderr, n, …} of the weights that the engine holds."""
+    def __call__(self, engine: RolloutEngine, *, who: str, to: Path | None) -> dict[str, Any]:
+        """{score, stderr, n, …} of the weights that the engine holds; every graded answer is written into `to`."""
 
 
 MakeEvaluation = Callable[[EvaluateSettings, PreTrainedTokenizerBase, PromptSettings | None], Evaluation]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 from opd import schedules
 from opd.batch import Rollout
 from opd.distributed import Ranks
@@ -21,7 +24,9 @@ def evaluate_teacher(checked: Checked, folder: RunFolder, ranks: Ranks, clock: C
         return
     with clock("evaluate"):
         engine = engine_for(checked, ranks, teacher, checked.stop.teacher)
-        score = checked.teacher_evaluation(engine)
+        score = checked.teacher_evaluation(
+            engine, who="teacher", to=folder.answers("teacher") if ranks.is_main else None
+        )
         engine.close()
     if ranks.is_main:
         folder.add_score(settings.task, "teacher", score)
@@ -29,17 +34,35 @@ def evaluate_teacher(checked: Checked, folder: RunFolder, ranks: Ranks, clock: C
 
 
 def evaluate_student(parts: Parts, who: str, *, steps: int) -> None:
-    """The student's score on the engine that is up, and both KLs on the start student's text; once each a run."""
+    """The student's score on the engine that is up, and both KLs on the start student's text; once each a run.
+
+    A student in the middle or at the end of training that scores higher than all before it becomes `best/`.
+    """
     settings, folder, run = parts.checked.recipe.evaluate, parts.folder, parts.run
     if not settings or run.ranks.from_main(who in folder.scores().get(settings.task, {})):
         return
     with run.clock("evaluate"):
-        score = parts.checked.evaluation(parts.engine) | {"steps": steps}
+        to = folder.answers(who) if run.ranks.is_main else None
+        score = parts.checked.evaluation(parts.engine, who=who, to=to) | {"steps": steps}
         if settings.fixed_text:
             score["fixed_text"] = divergences(run, fixed_text(parts))
+    if settings.every and steps and run.ranks.from_main(is_best(folder.scores().get(settings.task, {}), score)):
+        with run.clock("export"):
+            export(parts, folder.best)
     if run.ranks.is_main:
         folder.add_score(settings.task, who, score)
     run.ranks.barrier()
+
+
+def is_best(before: dict[str, Any], score: dict[str, Any]) -> bool:
+    """Whether no trained student of the run scored as high; of equals the earlier one stays."""
+    return all(s["score"] < score["score"] for s in before.values() if s.get("steps"))
+
+
+def export(parts: Parts, folder: Path) -> None:
+    """The student as a plain model folder; collective."""
+    ends, writes = parts.checked.stop.ends_rollouts, parts.run.ranks.is_main
+    parts.run.trainer.student.export(folder, parts.checked.tokenizer, ends=ends, writes=writes)
 
 
 def fixed_text(parts: Parts) -> list[Rollout]:

@@ -30,6 +30,16 @@ def load_model(
     return _loaded(AutoModelForCausalLM, model, revision, dtype=dtype, attn_implementation=attention)
 
 
+def model_folder(model: str, revision: str | None = None) -> Path:
+    """Where the model's files lie here, fetched from the hub if need be; ModelError in one line."""
+    load_config(model, revision)
+    if Path(model).is_dir():
+        return Path(model)
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(model, revision=revision, allow_patterns=["*.safetensors", "*.json", "*.jinja"]))
+
+
 def _loaded(kind: Any, model: str, revision: str | None, **settings: Any) -> Any:
     looks_local = model.startswith((".", "/", "~")) or model.count("/") > 1
     if looks_local and not Path(model).is_dir():

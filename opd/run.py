@@ -35,7 +35,12 @@ class RunFolder:
     rollouts = property(lambda self: self.path / "rollouts")
     checkpoints = property(lambda self: self.path / "checkpoints")
     model = property(lambda self: self.path / "model")
+    best = property(lambda self: self.path / "best")
     fixed_text = property(lambda self: self.path / "fixed_text.jsonl")
+
+    def answers(self, who: str) -> Path:
+        """The folder of a student's, or the teacher's, graded answers to held-out problems."""
+        return self.path / "answers" / who
 
     def create(self, recipe: Recipe) -> None:
         """Make the folder and store the resolved recipe, with the run's name, so that it resumes by itself."""

@@ -14,12 +14,12 @@ from opd import checkpoint, distributed, schedules
 from opd.batch import Rollout
 from opd.doctor import Checked
 from opd.errors import TrainingError
-from opd.evaluation import evaluate_student, evaluate_teacher
+from opd.evaluation import evaluate_student, evaluate_teacher, export
 from opd.metrics import Clock, objective_metrics, repetitive
 from opd.parts import Parts, grader, layout_of, load_frozen, load_models, optimizer_for, shared_rows, source_for
 from opd.report.card import write_card
 from opd.report.plot import plot_run
-from opd.report.progress import Progress
+from opd.report.progress import Progress, describe
 from opd.report.rollouts import record_rollouts
 from opd.report.table import print_summary
 from opd.rollout.files import write_rollouts
@@ -45,7 +45,7 @@ def train(checked: Checked, folder: RunFolder, *, resume: bool) -> dict[str, Any
     with Progress(recipe.steps, done=first, shown=parts.run.ranks.is_main) as progress:
         for index in range(first, recipe.steps):
             outcome = one_step(parts, index)
-            progress.show(index + 1, outcome.metrics)
+            progress.show(index + 1, describe(outcome.metrics))
             skips = skips + 1 if outcome.skipped else 0
             stop_if_lost(parts, outcome.rollouts, index, skips)
             if recipe.evaluate and recipe.evaluate.every and (index + 1) % recipe.evaluate.every == 0:
@@ -181,8 +181,7 @@ def finish(parts: Parts, *, resumed_from: int) -> dict[str, Any]:
     """The model as a plain folder, the summary, the plot, the table."""
     run, folder = parts.run, parts.folder
     with run.clock("export"):
-        ends = parts.checked.stop.ends_rollouts
-        run.trainer.student.export(folder.model, parts.checked.tokenizer, ends=ends, writes=run.ranks.is_main)
+        export(parts, folder.model)
     facts = {
         "ranks": run.ranks.count,
         "zero_stage": run.trainer.zero_stage,

@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Literal
 
-from eval.tasks.base import Problem, Task
+from eval.tasks.base import GREEDY, Problem, Task
 from opd.errors import DataError
+from opd.rollout.engine import Sampling
 
 Split = Literal["train", "test"]
 
@@ -23,6 +24,7 @@ ALPHABET = "0123456789+=," + MARKER
 PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
 VOCABULARY = (PAD, EOS, UNKNOWN, *ALPHABET)
 MAX_DIGITS = 3
+USUAL_PROBLEMS = 400
 MAX_PROBLEMS = 20_000
 LONGEST_ANSWER = len("9+9=18,9+9+1=19,9+9+1=19,1:1998") + len([EOS])
 
@@ -85,8 +87,9 @@ def problems(split: Split, n: int, seed: int) -> list[Problem]:
     return [{"question": question(a, b), "answer": str(a + b)} for a, b in islice(_distinct(draws(split, seed)), n)]
 
 
-def load(n: int) -> list[Problem]:
-    """The first n held-out problems of seed 0."""
+def load(n: int | None = None) -> list[Problem]:
+    """The first n held-out problems of seed 0; None takes 400."""
+    n = USUAL_PROBLEMS if n is None else n
     if n > MAX_PROBLEMS:
         raise DataError(f"task arithmetic has {MAX_PROBLEMS:,} problems, not {n:,}; ask for fewer")
     return problems("test", n, seed=0)
@@ -116,5 +119,5 @@ TASK = Task(
     version=1,
     load=load,
     instruction="",
-    max_new_tokens=LONGEST_ANSWER,
+    sampling=Sampling(samples=1, max_new_tokens=LONGEST_ANSWER, temperature=GREEDY),
 )

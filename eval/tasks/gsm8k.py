@@ -1,32 +1,51 @@
-"""GSM8K's test problems (arXiv 2110.14168). Version 1: zero-shot, boxed answer."""
+"""GSM8K's 1,319 test problems (arXiv 2110.14168).
 
-import os
-from pathlib import Path
+Version 1: zero-shot, boxed answer.
+Version 2: the file's problems are checked; four worked examples for base models. Chat prompts are as before.
+"""
 
-from eval.tasks.base import Problem, Task
-from opd.config import PromptSettings
-from opd.errors import DataError
-from opd.prompts import load_rows
+from eval.tasks.base import GREEDY, Shot, Task
+from eval.tasks.dataset import Dataset
+from opd.rollout.engine import Sampling
 
-REVISION = "e53f048856ff4f594e959d75785d2c2d37b678ee"
-SOURCE = {"dataset": "openai/gsm8k", "name": "main", "split": "test", "revision": REVISION}
-FILE = "gsm8k_test.jsonl"
-
-
-def load(n: int) -> list[Problem]:
-    """The first n test problems: from the folder named by OPD_DATA if it is set, else from the hub."""
-    folder = os.environ.get("OPD_DATA")
-    try:
-        rows = load_rows(PromptSettings(path=str(Path(folder) / FILE)) if folder else PromptSettings(**SOURCE))
-    except DataError as error:
-        raise DataError(f"task gsm8k: {error}; or set OPD_DATA to a folder that holds {FILE}") from None
-    return [{"question": r["question"], "answer": r["answer"].rpartition("####")[2].strip()} for r in rows[:n]]
-
+SHOTS = (
+    Shot(
+        "A baker fills 3 trays with 12 rolls each and sells 20 of the rolls. How many are left?",
+        r"The trays hold 3 * 12 = 36 rolls. After the sale 36 - 20 = 16 are left. The answer is $\boxed{16}$.",
+    ),
+    Shot(
+        "Nadia earns $15 an hour and works 4 hours on each of 5 days. She spends $80. How much money does she keep?",
+        r"She works 4 * 5 = 20 hours and earns 20 * 15 = 300 dollars. She keeps 300 - 80 = 220 dollars. "
+        r"The answer is $\boxed{220}$.",
+    ),
+    Shot(
+        "A tank of 90 litres is one third full. How many litres must be added until it is half full?",
+        r"One third of 90 is 30 and one half is 45. So 45 - 30 = 15 litres are added. The answer is $\boxed{15}$.",
+    ),
+    Shot(
+        "A shirt costs $40 and is sold at 25% off. Tom buys two of them. What does he pay?",
+        r"The discount is 0.25 * 40 = 10 dollars, so one shirt costs 40 - 10 = 30 dollars and two cost 2 * 30 = 60. "
+        r"The answer is $\boxed{60}$.",
+    ),
+)
 
 TASK = Task(
     name="gsm8k",
-    version=1,
-    load=load,
+    version=2,
+    load=Dataset(
+        task="gsm8k",
+        hub={
+            "dataset": "openai/gsm8k",
+            "name": "main",
+            "split": "test",
+            "revision": "e53f048856ff4f594e959d75785d2c2d37b678ee",
+        },
+        file="gsm8k_test.jsonl",
+        sha256="edfc2d363319fc2752ee9f2f7904c9bf13e9e14ca6d55fb6175aea7715fc5ed6",
+        question="question",
+        marker="####",
+    ),
     instruction="\nPlease reason step by step, and put your final answer within \\boxed{}.",
-    max_new_tokens=512,
+    sampling=Sampling(samples=1, max_new_tokens=512, temperature=GREEDY),
+    shots=SHOTS,
 )

@@ -15,8 +15,9 @@ from itertools import zip_longest
 from typing import Literal
 
 from eval.tasks.arithmetic import EOS, PAD, UNKNOWN
-from eval.tasks.base import Problem, Task
+from eval.tasks.base import GREEDY, Problem, Task
 from opd.errors import DataError
+from opd.rollout.engine import Sampling
 
 Split = Literal["train", "test"]
 Chain = tuple[str, ...]
@@ -27,6 +28,7 @@ VOCABULARY = (PAD, EOS, UNKNOWN, *ALPHABET)
 SKILLS = "+-*rs"
 OPERATIONS = 2
 LEAST, MOST = 1000, 9999
+USUAL_PROBLEMS = 400
 MAX_PROBLEMS = 20_000
 LONGEST_ANSWER = 2 * len("9*9=81,9*9+8=89,9*9+8=89,9*9+8=89:89991") + len(";") + len([EOS])
 
@@ -108,8 +110,9 @@ def lessons(forget: float, seed: int) -> Iterator[tuple[str, str]]:
         yield question(chain), worked(chain, forget=forget, rng=rng)
 
 
-def load(n: int) -> list[Problem]:
-    """The first n held-out problems of seed 0."""
+def load(n: int | None = None) -> list[Problem]:
+    """The first n held-out problems of seed 0; None takes 400."""
+    n = USUAL_PROBLEMS if n is None else n
     if n > MAX_PROBLEMS:
         raise DataError(f"task skills has {MAX_PROBLEMS:,} problems, not {n:,}; ask for fewer")
     return problems("test", n, seed=0)
@@ -194,5 +197,5 @@ TASK = Task(
     version=1,
     load=load,
     instruction="",
-    max_new_tokens=LONGEST_ANSWER,
+    sampling=Sampling(samples=1, max_new_tokens=LONGEST_ANSWER, temperature=GREEDY),
 )

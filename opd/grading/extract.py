@@ -51,6 +51,15 @@ def final_answer(completion: str, *, thinking: bool = False) -> Final:
     return Final("", "none")
 
 
+def opens_thought(prompt: str) -> bool:
+    """Whether a prompt ends inside a thought, as some chat templates begin the answer.
+
+    >>> opens_thought("user: 2+2? assistant: <think>"), opens_thought("assistant: <think></think>")
+    (True, False)
+    """
+    return prompt.rfind(THOUGHTS_BEGIN) > prompt.rfind(THOUGHTS_END)
+
+
 def boxed(text: str) -> str:
     """The contents of the last box that is closed, braces balanced; a last box that is left open is none."""
     boxes = list(BOX.finditer(text))

@@ -1,4 +1,4 @@
-"""One line while training runs: step, loss, share kept, reward, tokens/s, time left."""
+"""One line while something long runs: how far it is, what it says about itself, time left."""
 
 from __future__ import annotations
 
@@ -15,13 +15,16 @@ LINES = 10
 
 
 class Progress:
-    """A live line on a terminal, about ten plain lines elsewhere, nothing on ranks that are not shown."""
+    """A live line on a terminal, about ten plain lines elsewhere, nothing on ranks that are not shown.
 
-    def __init__(self, steps: int, *, done: int, shown: bool) -> None:
-        self.steps, self.done, self.shown = steps, done, shown
+    unit: what is counted, as in `step 3/10`.
+    """
+
+    def __init__(self, steps: int, *, done: int = 0, shown: bool = True, unit: str = "step") -> None:
+        self.steps, self.done, self.shown, self.unit = steps, done, shown, unit
         self.console = Console(stderr=True)
         self.bar = RichProgress(
-            TextColumn("train"),
+            TextColumn(unit),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.description}"),
@@ -38,13 +41,14 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         self.bar.stop()
 
-    def show(self, step: int, metrics: Metrics) -> None:
-        """The step's line."""
-        line = describe(metrics)
+    def show(self, step: int, line: str) -> None:
+        """That `step` of all are done, with a line about it."""
         self.bar.update(self.task, completed=step, description=line)
-        plain = self.shown and not self.console.is_terminal
-        if plain and (step % max(1, self.steps // LINES) == 0 or step in (1, self.steps)):
-            self.console.print(f"step {step}/{self.steps}  {line}", highlight=False)
+        tenth = max(1, self.steps // LINES)
+        passed = step // tenth > self.done // tenth or step == self.steps or self.done == 0
+        if self.shown and not self.console.is_terminal and passed:
+            self.console.print(f"{self.unit} {step}/{self.steps}  {line}", highlight=False)
+        self.done = step
 
 
 def describe(metrics: Metrics) -> str:

@@ -20,6 +20,8 @@ Weights = Iterator[tuple[str, Tensor]]
 class Sampling:
     """How to sample: G rollouts a prompt, temperature 0 is greedy.
 
+    top_p, top_k: sample the likeliest tokens that hold this mass, or so many (0: all). Training leaves both off: a loss
+    over the whole vocabulary wants whole distributions. Log-probs are those of what is sampled from.
     seed_key: what every rollout's seed is keyed by, together with its prompt and the how-manieth of that prompt it is;
     None leaves it to the engine.
     """
@@ -28,6 +30,8 @@ class Sampling:
     max_new_tokens: int
     temperature: float
     seed_key: tuple[int | str, ...] | None = None
+    top_p: float = 1.0
+    top_k: int = 0
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ class TransformersEngine(RolloutEngine):
                 token_BS, attention_mask=mask_BS, position_ids=position_BS, past_key_values=cache, logits_to_keep=1
             )
             cache = out.past_key_values
-            token_B, logprob_B = draw(out.logits[:, -1].float(), sampling.temperature, generators)
+            token_B, logprob_B = draw(out.logits[:, -1].float(), sampling, generators)
             tokens.append(token_B), logprobs.append(logprob_B), living.append(alive_B)
             alive_B = alive_B & ~torch.isin(token_B, self.stop)
             if not alive_B.any():
@@ -85,10 +85,10 @@ class TransformersEngine(RolloutEngine):
         return seed_for("unseeded", self.seed, self.drawn) if request.seed is None else request.seed
 
 
-def draw(logits_BV: Tensor, temperature: float, generators: list[torch.Generator]) -> tuple[Tensor, Tensor]:
-    """A token a row and its log-prob at `temperature`, each row by its own generator; temperature 0 is greedy."""
-    log_p_BV = torch.log_softmax(logits_BV / (temperature or 1.0), dim=-1)
-    if temperature == 0:
+def draw(logits_BV: Tensor, sampling: Sampling, generators: list[torch.Generator]) -> tuple[Tensor, Tensor]:
+    """A token a row and its log-prob among those that may be drawn, each row by its own generator."""
+    log_p_BV = most_likely(torch.log_softmax(logits_BV / (sampling.temperature or 1.0), dim=-1), sampling)
+    if sampling.temperature == 0:
         token_B = log_p_BV.argmax(-1)
     else:
         uniform_B = torch.stack([torch.rand((), generator=g, dtype=torch.float64) for g in generators])
@@ -96,3 +96,15 @@ def draw(logits_BV: Tensor, temperature: float, generators: list[torch.Generator
         target_B1 = (uniform_B.to(log_p_BV.device) * cumulative_BV[:, -1])[:, None]
         token_B = torch.searchsorted(cumulative_BV, target_B1, right=True).squeeze(-1).clamp_max(log_p_BV.shape[-1] - 1)
     return token_B, log_p_BV.gather(-1, token_B[:, None]).squeeze(-1)
+
+
+def most_likely(log_p_BV: Tensor, sampling: Sampling) -> Tensor:
+    """Log-probs of the distribution without all but its top k, and of these without what top p leaves out."""
+    V = log_p_BV.shape[-1]
+    if sampling.top_k in (0, V) and sampling.top_p == 1:
+        return log_p_BV
+    sorted_BV, order_BV = log_p_BV.sort(-1, descending=True, stable=True)
+    sorted_BV = sorted_BV.masked_fill(torch.arange(V, device=log_p_BV.device) >= (sampling.top_k or V), -torch.inf)
+    p_BV = sorted_BV.softmax(-1)
+    sorted_BV = sorted_BV.masked_fill(p_BV.cumsum(-1) - p_BV >= sampling.top_p, -torch.inf)
+    return torch.empty_like(log_p_BV).scatter_(-1, order_BV, sorted_BV).log_softmax(-1)

@@ -60,10 +60,13 @@ class VLLMEngine(RolloutEngine):
         from vllm import SamplingParams
 
         self._wake()
+        self.llm.reset_prefix_cache()  # of other weights, or of other prompts: what is sampled must not depend on it
         prompts = [{"prompt_token_ids": request.prompt.token_ids} for request in requests]
         params = [
             SamplingParams(
                 temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                top_k=sampling.top_k,
                 max_tokens=sampling.max_new_tokens,
                 logprobs=0,
                 seed=request.seed,
@@ -81,7 +84,6 @@ class VLLMEngine(RolloutEngine):
         self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
         if not torch.cuda.is_available() and self.llm.model_config.hf_text_config.tie_word_embeddings:
             self.llm.apply_model(_repack_head)
-        self.llm.reset_prefix_cache()
         self.version = version
         self._rest()
 

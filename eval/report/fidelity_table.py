@@ -1,0 +1,54 @@
+"""The fidelity report as a table."""
+
+from __future__ import annotations
+
+from eval.fidelity import Fidelity
+from eval.report.table import Table
+
+CAPTION = (
+    "same answer: share of problems with the same final answer of both, right or wrong, ± standard error; κ: "
+    "that beyond chance; where the teacher is right, wrong; ceiling: the teacher with itself (sampled answers only). "
+    "On the first answers to some problems, token by token: the share of tokens at which both prefer the same next one, "
+    "and both KLs in nats a token, on the student's text / on the teacher's. BLEU of the student's answers against the "
+    "teacher's, and its ceiling."
+)
+
+
+def fidelity_table(fidelities: list[Fidelity]) -> Table:
+    """A row for each student, teacher and task."""
+    heads = (
+        "student → teacher", "task", "same answer", "κ", "teacher right", "teacher wrong", "ceiling", "top-1",
+        "KL(S‖T)", "KL(T‖S)", "BLEU", "BLEU ceiling",
+    )  # fmt: skip
+    return Table("Fidelity", heads, [_row(fidelity) for fidelity in fidelities], CAPTION)
+
+
+def _row(f: Fidelity) -> tuple[str, ...]:
+    a = f.answers
+    return (
+        f"{f.student} → {f.teacher}",
+        f.task,
+        f"{a.observed:.1%} ± {a.stderr:.1%}",
+        f"{a.kappa:.2f}",
+        _share(a.where_right),
+        _share(a.where_wrong),
+        _share(a.ceiling),
+        _both(f, "top1", "{:.1%}"),
+        _both(f, "reverse_kl", "{:.3f}"),
+        _both(f, "forward_kl", "{:.3f}"),
+        f"{f.bleu:.1f}",
+        "–" if f.bleu_ceiling is None else f"{f.bleu_ceiling:.1f}",
+    )
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1%}"
+
+
+def _both(f: Fidelity, name: str, form: str) -> str:
+    if f.tokens is None:
+        return "other tokenizer"
+    return " / ".join(
+        f"{form.format(measures[name]['score'])} ± {form.format(measures[name]['stderr'])}"
+        for measures in (f.tokens["student"], f.tokens["teacher"])
+    )

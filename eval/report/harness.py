@@ -1,0 +1,42 @@
+"""Results in the form of lm-evaluation-harness's results file: `results`, `n-samples`, `versions`, `configs`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from eval.results import Result
+from eval.tasks import TASKS
+
+
+def harness_results(results: list[Result]) -> dict[str, Any]:
+    """One model's results as that harness writes them, metrics named `metric,filter` with their `_stderr`.
+
+    strict and flexible are filters, as in its GSM8K; `exact_match` is the mean over a problem's answers.
+    """
+    first = results[0]
+    return {
+        "results": {result.task: _metrics(result) for result in results},
+        "n-shot": {result.task: result.identity["shots"] for result in results},
+        "n-samples": {
+            result.task: {"original": len(TASKS[result.task].load(None)), "effective": result.score["n"]}
+            for result in results
+        },
+        "versions": {result.task: result.identity["version"] for result in results},
+        "higher_is_better": {result.task: {"exact_match": True} for result in results},
+        "configs": {result.task: {"task": result.task, "repeats": result.identity["samples"]} for result in results},
+        "config": {"model": "opd", "model_args": f"pretrained={first.model}", "model_sha": first.identity["weights"]},
+        "git_hash": first.environment["commit"],
+        "model_name": first.model,
+    }
+
+
+def _metrics(result: Result) -> dict[str, float | str]:
+    s = result.score
+    passes = {f"pass@{k},flexible-extract": value for k, value in s["pass"].items()}
+    return {
+        "alias": result.task,
+        "exact_match,strict-match": s["strict"],
+        "exact_match_stderr,strict-match": s["strict_stderr"],
+        "exact_match,flexible-extract": s["score"],
+        "exact_match_stderr,flexible-extract": s["stderr"],
+    } | passes

@@ -1,0 +1,57 @@
+"""What an evaluation leaves behind: result.json beside its samples."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from eval.scores import Graded
+from opd.errors import RunError
+from opd.run import write_atomic
+
+FILE = "result.json"
+
+
+@dataclass(frozen=True)
+class Result:
+    """One model on one task: who was asked what (`identity`), the score, and every answer as it was graded.
+
+    environment: command, commit, versions, machine.
+    """
+
+    model: str
+    identity: dict[str, Any]
+    score: dict[str, Any]
+    graded: list[list[Graded]]
+    environment: dict[str, Any]
+
+    @property
+    def task(self) -> str:
+        """The task's name."""
+        return self.identity["task"]
+
+    @property
+    def flexible(self) -> list[list[float]]:
+        """1.0 for each right answer, problem by problem."""
+        return [[float(grade.flexible) for grade in problem] for problem in self.graded]
+
+    def write(self, folder: Path) -> None:
+        """Write result.json into the folder."""
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(folder / FILE, json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n")
+
+
+def read_result(folder: Path) -> Result:
+    """The result that lies in a folder (or is that file). Raises RunError in one line where there is none."""
+    path = folder / FILE if folder.is_dir() else folder
+    way_out = f"give a folder with a finished {FILE}, as `opd eval` leaves one for each model and task"
+    try:
+        found = json.loads(path.read_text())
+        graded = [[Graded(**grade) for grade in problem] for problem in found["graded"]]
+        return Result(**found | {"graded": graded})
+    except OSError:
+        raise RunError(f"there is no result at {str(folder)!r}; {way_out}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{str(path)!r} is no result of `opd eval` ({error!r}); {way_out}") from None

@@ -1,0 +1,104 @@
+"""Answers as they are sampled, and the file that they stream to: what was killed goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from eval.asking import Asked
+from opd.batch import FinishReason, Prompt
+from opd.errors import RunError
+from opd.rollout.engine import RolloutEngine
+from opd.run import differences, read_lines, write_atomic
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One answer to one problem, and why it ended.
+
+    tokens: its length. token_ids are kept of each problem's first answer only, for the fidelity report.
+    """
+
+    problem: int
+    sample: int
+    text: str
+    tokens: int
+    finish: FinishReason
+    token_ids: list[int] | None = None
+
+
+class SampleFile:
+    """A JSONL file: what was asked of whom, then one sample a line, in order of problem, then number.
+
+    Samples come in rounds of whole problems, always the same ones, and a round counts when all of it is there: what an
+    engine samples depends on what it samples beside, so only then does a resumed file equal an unbroken one.
+    """
+
+    def __init__(self, path: Path, identity: dict[str, Any], asked: Asked) -> None:
+        self.path, self.identity, self.asked = path, identity, asked
+
+    def check(self) -> None:
+        """RunError in one line if the file holds answers to something else."""
+        header = next(iter(read_lines(self.path)), None)
+        if header is None or header == self.identity:
+            return
+        changed = "; ".join(differences(header, self.identity))
+        whose = "another model" if header.get("weights") != self.identity["weights"] else "another question"
+        raise RunError(f"{str(self.path)!r} holds answers of {whose} ({changed}); give another --out, or delete it")
+
+    def read(self) -> list[Sample]:
+        """The samples of all rounds that are whole."""
+        lines = [Sample(**line) for line in read_lines(self.path)[1:]]
+        sizes = [len(prompts) * self.asked.sampling.samples for prompts in rounds(self.asked)]
+        whole = 0
+        for size in sizes:
+            if len(lines) < whole + size:
+                break
+            whole += size
+        return lines[:whole]
+
+    def complete(self, engine: RolloutEngine, tokenizer: PreTrainedTokenizerBase, seen: Callable[[int], None]) -> None:
+        """Sample every round that is missing, each appended as soon as it is whole; `seen` is told of each sample."""
+        done = self.read()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(self.path, "".join(_line(entry) for entry in [self.identity, *map(asdict, done)]))
+        seen(len(done))
+        first = len({sample.problem for sample in done})
+        for prompts in rounds(self.asked):
+            if prompts[0].index < first:
+                continue
+            samples = sample(engine, prompts, self.asked, tokenizer)
+            with self.path.open("a") as file:
+                file.write("".join(_line(asdict(s)) for s in samples))
+            seen(len(samples))
+
+
+def rounds(asked: Asked) -> list[list[Prompt]]:
+    """The prompts, as many at a time as an engine samples well together: about 64 answers on a CPU, 1,024 on a GPU."""
+    answers = 1024 if torch.cuda.is_available() else 64
+    size = max(1, answers // asked.sampling.samples)
+    return [asked.prompts[start : start + size] for start in range(0, len(asked.prompts), size)]
+
+
+def sample(
+    engine: RolloutEngine, prompts: list[Prompt], asked: Asked, tokenizer: PreTrainedTokenizerBase
+) -> list[Sample]:
+    """Every prompt's answers, in order; collective."""
+    rollouts = engine.generate(prompts, asked.sampling)
+    texts = tokenizer.batch_decode([r.completion for r in rollouts], skip_special_tokens=True)
+    made = []
+    for place, (rollout, text) in enumerate(zip(rollouts, texts, strict=True)):
+        number = place % asked.sampling.samples
+        ids = rollout.completion if number == 0 else None
+        made.append(Sample(prompts[rollout.group].index, number, text, rollout.length, rollout.finish, ids))
+    return made
+
+
+def _line(entry: dict[str, Any]) -> str:
+    return json.dumps(entry) + "\n"
