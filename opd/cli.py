@@ -89,7 +89,6 @@ def doctor(
 
 @app.command(name="eval")
 def evaluate(
-    ctx: typer.Context,
     model: Annotated[list[str], typer.Option(help="Hugging Face id or local folder; may be given several times.")],
     tasks: Annotated[str, typer.Option(help="Tasks of eval/tasks, with commas between: math500,aime24.")],
     teacher: Annotated[str | None, typer.Option(help="Scored too, and every model's fidelity to it reported.")] = None,
@@ -115,7 +114,18 @@ def evaluate(
     from eval.tasks import tasks_named
     from opd.rollout.settings import RolloutSettings
 
-    asking = Asking(**{name: ctx.params[name] for name in Asking.model_fields})
+    asking = Asking(
+        problems=problems,
+        samples=samples,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        max_new_tokens=max_new_tokens,
+        thinking=thinking,
+        form=form,
+        seed=seed,
+        system=system,
+    )
     rollout = RolloutSettings(type=engine, kv_cache_mib=kv_cache_mib, gpu_memory_share=0.85, sleep=False)
     models = list(dict.fromkeys([*model, *([teacher] if teacher else [])]))
     evaluate_models(models, teacher, tasks_named(tasks), asking, Host(rollout, precision), out)

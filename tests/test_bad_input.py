@@ -66,7 +66,7 @@ OVERRIDES = {
     "path of no record": ("rollout.path=x", ["'path'", "recorded", "both or neither"]),
     "budget below a rollout": ("token_budget=31", ["token_budget 31", "16", "= 32", "raise it to 32"]),
     "beyond the context": ("prompts.max_tokens=120", ["student", "128 tokens", "= 136", "lower"]),
-    "unknown task": ("evaluate.task=gsm9k", ["no task 'gsm9k'", "arithmetic, gsm8k"]),
+    "unknown task": ("evaluate.task=gsm9k", ["no task 'gsm9k'", "gsm8k, arithmetic"]),
     "too many problems": ("evaluate={task: arithmetic, problems: 30000}", ["30,000", "20,000", "ask for fewer"]),
     "no model folder": ("student.model=/no/where", ["'/no/where'", "folder"]),
     "no teacher folder": ("teacher.model=/no/where", ["'/no/where'", "folder"]),
@@ -414,7 +414,7 @@ def test_runs_is_a_folder(run, refused):
 
 
 EVAL = {
-    "task": (["--task", "gsm9k"], ["no task 'gsm9k'", "arithmetic, gsm8k"]),
+    "task": (["--tasks", "gsm9k"], ["no task 'gsm9k'", "did you mean 'gsm8k'?", "gsm8k, arithmetic"]),
     "model": (["--model", "/no/where"], ["'/no/where'"]),
     "engine": (["--engine", "sglang"], ["--engine", "'sglang'", "'vllm'", "'transformers'"]),
     "precision": (["--precision", "fp16"], ["--precision", "'fp16'", "'bf16'", "'fp32'"]),
@@ -427,7 +427,7 @@ EVAL = {
 @pytest.mark.parametrize("case", EVAL)
 def test_a_bad_evaluation_is_named(case, recipe, refused, toy):
     arguments, words = EVAL[case]
-    good = {"--model": str(toy / "student"), "--task": "arithmetic"}
+    good = {"--model": str(toy / "student"), "--tasks": "arithmetic"}
     good.update([arguments])
     contains(refused("eval", *(part for pair in good.items() for part in pair)), *words)
 
@@ -438,7 +438,7 @@ def test_a_bad_evaluation_is_named(case, recipe, refused, toy):
         (["trian"], ["'trian'", "Did you mean 'train'?", "`opd --help`"]),
         (["train"], ["RECIPE", "`opd train --help`"]),
         (["doctor"], ["RECIPE", "`opd doctor --help`"]),
-        (["eval", "--task", "arithmetic"], ["--model", "`opd eval --help`"]),
+        (["eval", "--tasks", "arithmetic"], ["--model", "`opd eval --help`"]),
         (["train", "r.yaml", "--resum"], ["--resum", "--resume"]),
         (["schema", "--jsn"], ["--jsn"]),
     ],

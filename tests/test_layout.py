@@ -122,8 +122,11 @@ def test_no_function_takes_more_than_eight_parameters(path):
         names = [x.arg for x in [*a.posonlyargs, *a.args, *a.kwonlyargs, *filter(None, (a.vararg, a.kwarg))]]
         return len([n for n in names if n not in ("self", "cls", "ctx")])
 
-    wide = {n.name: count(n) for n in ast.walk(TREES[path]) if isinstance(n, Function) and count(n) > 8}
-    assert wide == {}
+    def is_command(node: Function) -> bool:
+        return any(isinstance(d, ast.Call) and getattr(d.func, "attr", "") == "command" for d in node.decorator_list)
+
+    functions = [n for n in ast.walk(TREES[path]) if isinstance(n, Function) and not is_command(n)]
+    assert {n.name: count(n) for n in functions if count(n) > 8} == {}, "a command alone is as wide as its options"
 
 
 def documented(key: str) -> bool:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from eval.fidelity import Fidelity
+from eval.fidelity import TEXTS, Fidelity
 from eval.report.table import Table
 
 CAPTION = (
-    "same answer: share of problems with the same final answer of both, right or wrong, ± standard error; κ: "
-    "that beyond chance; where the teacher is right, wrong; ceiling: the teacher with itself (sampled answers only). "
-    "On the first answers to some problems, token by token: the share of tokens at which both prefer the same next one, "
-    "and both KLs in nats a token, on the student's text / on the teacher's. BLEU of the student's answers against the "
-    "teacher's, and its ceiling."
+    "same answer: share of problems to which both give one final answer, right or wrong, ± standard error; κ: that "
+    "beyond chance; teacher right, wrong: that share among the problems that the teacher solves, and among the others; "
+    "ceiling: the teacher with itself (sampled answers only). top-1: share of tokens before which both prefer the same "
+    "next one; KL: nats a token; both on the student's text / on the teacher's, first answers to at most "
+    f"{TEXTS} problems. BLEU of the student's answers against the teacher's; its ceiling: the teacher's second answers."
 )
 
 

@@ -103,7 +103,7 @@ def most_likely(log_p_BV: Tensor, sampling: Sampling) -> Tensor:
     V = log_p_BV.shape[-1]
     if sampling.top_k in (0, V) and sampling.top_p == 1:
         return log_p_BV
-    sorted_BV, order_BV = log_p_BV.sort(-1, descending=True, stable=True)
+    sorted_BV, order_BV = log_p_BV.sort(dim=-1, descending=True, stable=True)
     sorted_BV = sorted_BV.masked_fill(torch.arange(V, device=log_p_BV.device) >= (sampling.top_k or V), -torch.inf)
     p_BV = sorted_BV.softmax(-1)
     sorted_BV = sorted_BV.masked_fill(p_BV.cumsum(-1) - p_BV >= sampling.top_p, -torch.inf)

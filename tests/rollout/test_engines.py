@@ -106,6 +106,23 @@ def test_greedy_takes_the_likeliest_token(engine: RolloutEngine, toy: Path):
     assert [int(best[p - 1]) for p in rollout.positions] == rollout.completion
 
 
+def test_top_k_and_top_p_bound_what_is_sampled(engine: RolloutEngine, toy: Path):
+    """The likeliest token alone is greedy, with log-prob 0; the log-probs are those of the tokens that are left."""
+    asked = prompts(toy, "1+2=", "30+4=")
+    greedy = [r.completion for r in engine.generate(asked, Sampling(1, 8, 0.0))]
+    for top in ({"top_k": 1}, {"top_p": 1e-4}):
+        alone = engine.generate(asked, Sampling(1, 8, 1.0, ("top",), **top))
+        assert [r.completion for r in alone] == greedy and max(abs(p) for r in alone for p in r.logprobs) < 1e-4
+    model = load_model(str(toy / "student"), dtype=torch.float32)
+    for rollout in engine.generate(asked, Sampling(4, 8, 1.0, ("top",), top_k=3)):
+        with torch.no_grad():
+            logits = model(torch.tensor([rollout.token_ids])).logits[0]
+        for position, token, logprob in zip(rollout.positions, rollout.completion, rollout.logprobs, strict=True):
+            three = logits[position - 1].topk(3)
+            assert token in three.indices
+            assert logprob == pytest.approx(float(logits[position - 1, token] - three.values.logsumexp(0)), abs=1e-3)
+
+
 def test_the_engine_follows_the_trainers_weights(engine: RolloutEngine, toy: Path):
     follows(engine, toy / "student", toy)
 

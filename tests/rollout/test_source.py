@@ -15,7 +15,7 @@ from opd.rollout.files import read_rollouts, recorded_temperature, step_file, wr
 from opd.rollout.settings import RolloutSettings
 from opd.rollout.source import live, recorded
 from opd.rollout.start import engine_type
-from opd.rollout.transformers import draw
+from opd.rollout.transformers import draw, most_likely
 
 ROLLOUTS = [
     Rollout([1, 15, 9, 4, 2], [False] * 3 + [True] * 2, [-0.1, -1.0 / 3], [3, 4], "stop", 0, {"answer": "é", "n": 1}),
@@ -96,7 +96,7 @@ def generators(count: int) -> list[torch.Generator]:
 
 def test_a_draw_follows_the_distribution_at_its_temperature():
     logits_V = torch.tensor([0.0, 1.0, 2.0, -torch.inf])
-    token_B, logprob_B = draw(logits_V.expand(6000, 4), 2.0, generators(6000))
+    token_B, logprob_B = draw(logits_V.expand(6000, 4), Sampling(1, 1, 2.0), generators(6000))
     p_V = torch.softmax(logits_V / 2.0, -1)
     counts = Counter(token_B.tolist())
     for token in range(4):
@@ -106,7 +106,31 @@ def test_a_draw_follows_the_distribution_at_its_temperature():
 
 def test_temperature_0_is_greedy_and_a_draw_is_its_generators_own():
     logits_BV = torch.randn(8, 5, generator=torch.Generator().manual_seed(0))
-    assert draw(logits_BV, 0.0, generators(8))[0].tolist() == logits_BV.argmax(-1).tolist()
-    together = draw(logits_BV, 1.0, generators(8))[0]
-    alone = [draw(logits_BV[i : i + 1], 1.0, generators(8)[i : i + 1])[0].item() for i in range(8)]
+    assert draw(logits_BV, Sampling(1, 1, 0.0), generators(8))[0].tolist() == logits_BV.argmax(-1).tolist()
+    together = draw(logits_BV, Sampling(1, 1, 1.0), generators(8))[0]
+    alone = [draw(logits_BV[i : i + 1], Sampling(1, 1, 1.0), generators(8)[i : i + 1])[0].item() for i in range(8)]
     assert together.tolist() == alone
+
+
+@pytest.mark.parametrize(
+    "kept, top",
+    [
+        ([0, 1, 2, 3], {}),
+        ([0, 2], {"top_k": 2}),
+        ([0, 2], {"top_p": 0.7}),
+        ([0, 2, 3], {"top_p": 0.71}),
+        ([0], {"top_p": 0.01}),
+        ([0], {"top_p": 0.55, "top_k": 2}),
+        ([0, 2], {"top_p": 0.7, "top_k": 3}),
+    ],
+)
+def test_top_p_and_top_k_leave_the_likeliest_tokens_renormalised(kept, top):
+    """p = .5 .1 .2 .2 (of equals the earlier first); top p is of what top k leaves."""
+    p_V = torch.tensor([0.5, 0.1, 0.2, 0.2], dtype=torch.float64)
+    expected_V = torch.zeros(4, dtype=torch.float64)
+    expected_V[kept] = p_V[kept] / p_V[kept].sum()
+    got_V = most_likely(p_V.log()[None], Sampling(1, 1, 1.0, **top))[0].exp()
+    torch.testing.assert_close(got_V, expected_V)
+    token_B, logprob_B = draw(p_V.log().float().expand(400, 4), Sampling(1, 1, 1.0, **top), generators(400))
+    assert set(token_B.tolist()) <= set(kept)
+    torch.testing.assert_close(logprob_B.double(), expected_V.log()[token_B], rtol=1e-5, atol=1e-6)

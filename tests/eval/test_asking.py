@@ -1,0 +1,100 @@
+"""How a model is asked: the task's own protocol and what may be changed of it, both forms, and what identifies it."""
+
+from types import SimpleNamespace
+
+import pytest
+from transformers import AutoTokenizer
+
+from eval.asking import Asking, ask, few_shot
+from eval.tasks import TASKS
+from opd.errors import DataError, RecipeError
+
+GSM8K, AIME = TASKS["gsm8k"], TASKS["aime24"]
+
+
+@pytest.mark.parametrize(
+    "task, asked, samples, temperature",
+    [
+        (GSM8K, {}, 1, 0.0),
+        (AIME, {}, 16, 1.0),
+        (GSM8K, {"samples": 4}, 4, 1.0),
+        (AIME, {"samples": 4}, 4, 1.0),
+        (AIME, {"temperature": 0.0}, 1, 0.0),
+        (AIME, {"temperature": 0.6}, 16, 0.6),
+        (GSM8K, {"temperature": 0.6}, 1, 0.6),
+        (AIME, {"samples": 1}, 1, 1.0),
+    ],
+)
+def test_the_papers_protocol_unless_told_otherwise(task, asked, samples, temperature):
+    sampling = Asking(**asked).sampling(task)
+    assert (sampling.samples, sampling.temperature) == (samples, temperature)
+    assert (sampling.top_p, sampling.top_k) == (1.0, 0)
+    assert sampling.max_new_tokens == task.sampling.max_new_tokens
+
+
+@pytest.mark.parametrize(
+    "asked", [{"samples": 2, "temperature": 0.0}, {"temperature": 0.0, "top_p": 0.9}, {"temperature": 0.0, "top_k": 5}]
+)
+def test_what_would_have_no_effect_is_refused(asked):
+    with pytest.raises(RecipeError, match=r"greedy answers"):
+        Asking(**asked).sampling(AIME)
+
+
+def test_samples_are_keyed_by_task_and_seed():
+    keys = {Asking(seed=s).sampling(task).seed_key for s in (0, 1) for task in (GSM8K, AIME)}
+    assert len(keys) == 4
+
+
+@pytest.fixture
+def tokenizer(toy):
+    return AutoTokenizer.from_pretrained(toy / "student")
+
+
+def test_everything_that_an_answer_depends_on_is_in_the_identity(tokenizer):
+    task = TASKS["arithmetic"]
+    base = ask(task, tokenizer, Asking(problems=5)).identity()
+    for other in ({"problems": 4}, {"samples": 2}, {"temperature": 0.5}, {"max_new_tokens": 9}):
+        changed = ask(task, tokenizer, Asking(**{"problems": 5} | other)).identity()
+        assert changed != base, other
+    sampled = [ask(task, tokenizer, Asking(problems=5, temperature=1.0, seed=s)).identity() for s in (0, 1)]
+    assert sampled[0] != sampled[1]
+    tokenizer.chat_template = "{{ messages[0]['content'] }}+"
+    assert ask(task, tokenizer, Asking(problems=5)).identity() != base
+    assert ask(task, tokenizer, Asking(problems=5, seed=3)).identity()["seed"] is None, "greedy: the seed is not read"
+
+
+def test_a_model_without_template_is_pointed_to_the_few_shot_form(tokenizer):
+    tokenizer.chat_template = None
+    with pytest.raises(DataError, match=r"no chat template; give a chat model, or --form few_shot"):
+        ask(TASKS["arithmetic"], tokenizer, Asking(problems=1))
+    with pytest.raises(RecipeError, match="arithmetic has no worked examples"):
+        ask(TASKS["arithmetic"], tokenizer, Asking(problems=1, form="few_shot"))
+
+
+@pytest.mark.parametrize("task", [t for t in TASKS.values() if t.shots], ids=lambda task: task.name)
+def test_few_shots_are_worked_and_right(task):
+    from opd.rewards import judge
+
+    prompt = few_shot(task, "How many?")
+    assert prompt.endswith("Question: How many?\nAnswer:") and prompt.count("Question:") == len(task.shots) + 1
+    for shot in task.shots:
+        final = judge(shot.worked, "0").final
+        assert final.rule == "boxed" and final.text
+
+
+def test_a_base_models_next_question_is_not_its_answer(toy, tokenizer, monkeypatch):
+    task = SimpleNamespace(**vars(TASKS["gsm8k"]) | {"load": lambda n: [{"question": "1+1?", "answer": "2"}]})
+    tokenizer.chat_template = None
+    asked = ask(task, tokenizer, Asking(form="few_shot"))
+    assert asked.answer(r" It is \boxed{2}.\n") == r" It is \boxed{2}.\n"
+    assert asked.answer(" It is 2.\n\nQuestion: 2+3?\nAnswer: 5") == " It is 2.\n"
+
+
+@pytest.mark.parametrize(
+    "template, inside", [("{{ messages[0]['content'] }}<think>", True), ("<think></think>", False)]
+)
+def test_a_template_that_opens_a_thought_is_noticed(toy, template, inside, monkeypatch):
+    tokenizer = AutoTokenizer.from_pretrained(toy / "student")
+    tokenizer.chat_template = template
+    monkeypatch.setattr(tokenizer, "decode", lambda ids: template)
+    assert ask(TASKS["arithmetic"], tokenizer, Asking(problems=1)).in_thought is inside

@@ -1,0 +1,65 @@
+"""Scores in the middle of a run: kept once, and the best trained student stays."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from safetensors.torch import load_file
+
+from opd.distributed import Ranks
+from opd.evaluation import evaluate_student, is_best
+from opd.rollout.engine import RolloutEngine
+from tests import cases
+from tests.test_train import parts_of
+
+
+def test_the_best_is_the_first_of_the_highest_trained_ones():
+    before = {
+        "teacher": {"score": 0.9},
+        "student_start": {"score": 0.6, "steps": 0},
+        "step_5": {"score": 0.4, "steps": 5},
+    }
+    assert is_best(before, {"score": 0.5}), "teacher and untrained student do not count"
+    assert not is_best(before, {"score": 0.4}) and not is_best(before, {"score": 0.3})
+    assert is_best({}, {"score": 0.0})
+
+
+class Scores:
+    """An evaluation that knows its scores beforehand."""
+
+    prompts: ClassVar[list] = []
+    max_new_tokens = 1
+
+    def __init__(self, scores: list[float]) -> None:
+        self.left = iter(scores)
+
+    def __call__(self, engine, *, who, to) -> dict[str, Any]:
+        return {"score": next(self.left), "stderr": 0.0, "n": 4}
+
+
+def scored(tmp_path: Path, scores: list[float], every: int) -> dict[str, torch.Tensor]:
+    """The weights in best/ after a run that scored so; each score's student has its number as first weight."""
+    recipe = cases.recipe(evaluate={"task": "arithmetic", "every": every, "fixed_text": 0})
+    parts = parts_of(recipe, tmp_path / "run", lambda rollout, step: [])
+    evaluation = Scores(scores)
+    parts = replace(parts, checked=replace(parts.checked, evaluation=evaluation), engine=RolloutEngine(Ranks()))
+    for number in range(len(scores)):
+        with torch.no_grad():
+            parts.run.trainer.student.model.get_input_embeddings().weight[0, 0] = number
+        evaluate_student(parts, f"step_{number}", steps=number)
+        evaluate_student(parts, f"step_{number}", steps=number)
+    found = json.loads((parts.folder.path / "scores.json").read_text())["arithmetic"]
+    assert [s["score"] for s in found.values()] == scores
+    best = parts.folder.best / "model.safetensors"
+    return load_file(best) if best.exists() else {}
+
+
+def test_a_run_that_scores_on_the_way_keeps_its_best_student(tmp_path):
+    best = scored(tmp_path, [0.9, 0.2, 0.5, 0.5, 0.4], every=1)
+    assert float(best["model.embed_tokens.weight"][0, 0]) == 2
+
+
+def test_a_run_that_does_not_has_no_best(tmp_path):
+    assert scored(tmp_path, [0.1, 0.9], every=0) == {}
