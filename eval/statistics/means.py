@@ -1,0 +1,53 @@
+"""Means over problems with their standard errors, for one sample a problem or several."""
+
+import math
+from collections.abc import Sequence
+from itertools import chain
+
+import numpy as np
+
+
+def mean_and_stderr(scores: Sequence[float]) -> dict[str, float]:
+    """Mean of one score a problem, its standard error s/√n (sample deviation, 0 for one problem), and n.
+
+    >>> mean_and_stderr([1.0, 0.0, 1.0, 0.0])
+    {'score': 0.5, 'stderr': 0.28867513459481287, 'n': 4}
+    """
+    n = len(scores)
+    stderr = float(np.std(scores, ddof=1)) / math.sqrt(n) if n > 1 else 0.0
+    return {"score": float(np.mean(scores)), "stderr": stderr, "n": n}
+
+
+def clustered(scores_by_problem: Sequence[Sequence[float]]) -> dict[str, float | None]:
+    """Mean of problem means, standard error clustered by problem, n problems, samples, and what sampling adds.
+
+    With s_ij sample j of problem i, m_i samples there, and x_i their mean, problems weigh alike however many samples
+    they have: score x̄ = Σ x_i / n, stderr² = Σ (x_i − x̄)² / (n (n − 1)), which is `mean_and_stderr` of the x_i. It
+    holds both what problems differ by and what samples of one problem do; for equal m_i it is the clustered error of
+    arXiv 2411.00640 times √(n / (n − 1)), which makes it unbiased.
+
+    within: √(Σ v_i / m_i) / n with v_i = Σ_j (s_ij − x_i)² / (m_i − 1), the part of stderr that comes from sampling.
+    Endless samples of the same problems would leave √(stderr² − within²); only more problems lower that. A problem of
+    one sample counts with the mean v of the others; None where no problem has two. Raises ValueError without a sample.
+
+    >>> clustered([[1.0, 0.0], [1.0, 1.0], [0.0, 0.0]])
+    {'score': 0.5, 'stderr': 0.2886751345948129, 'n': 3, 'samples': 6, 'within': 0.16666666666666666}
+    """
+    samples_n = np.array([len(scores) for scores in scores_by_problem], dtype=int)
+    if not samples_n.all() or not len(samples_n):
+        raise ValueError("a mean over problems needs at least one problem, and one sample of each")
+    problem = np.repeat(np.arange(len(samples_n)), samples_n)
+    scores = np.fromiter(chain.from_iterable(scores_by_problem), float, samples_n.sum())
+    means_n = np.bincount(problem, scores) / samples_n
+    squares_n = np.bincount(problem, (scores - means_n[problem]) ** 2)
+    return mean_and_stderr(means_n) | {"samples": len(scores), "within": _within(squares_n, samples_n)}
+
+
+def _within(squares_n: np.ndarray, samples_n: np.ndarray) -> float | None:
+    """What sampling adds to the standard error. squares_n: sums of squared deviations from each problem's mean."""
+    several_n = samples_n > 1
+    if not several_n.any():
+        return None
+    variance_n = np.divide(squares_n, samples_n - 1, out=np.zeros(len(samples_n)), where=several_n)
+    variance_n[~several_n] = variance_n[several_n].mean()
+    return math.sqrt((variance_n / samples_n).sum()) / len(samples_n)
