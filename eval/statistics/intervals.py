@@ -68,7 +68,7 @@ def bootstrap(values: Sequence[float], *, alpha: float = ALPHA, resamples: int =
     >>> bootstrap([0.25, 0.25, 0.25], resamples=999)
     Bootstrap(low=0.25, high=0.25, p=0.002)
     """
-    if len(values) < 2 or np.ptp(values) == 0:
+    if len(values) < 2:
         means = np.full(resamples, values[0], dtype=float)
     else:
         means = stats.bootstrap(

@@ -84,9 +84,12 @@ def test_bootstraps_p_is_the_level_whose_interval_ends_at_zero():
     assert bootstrap(-values).p == pytest.approx(p, rel=0.1)
 
 
-@pytest.mark.parametrize("values, p", [([0.0] * 5, 1.0), ([1.0] * 5, 2 / 10_001), ([0.3], 2 / 10_001)])
+LEAST = 2 / 10_001
+
+
+@pytest.mark.parametrize("values, p", [([0.0] * 5, 1.0), ([1.0] * 5, LEAST), ([0.1] * 7, LEAST), ([0.3], LEAST)])
 def test_values_without_spread_give_no_width_no_nan_and_no_warning(values, p):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found = bootstrap(values)
-    assert (found.low, found.high, found.p) == (values[0], values[0], p)
+    assert (found.low, found.high, found.p) == pytest.approx((values[0], values[0], p))
