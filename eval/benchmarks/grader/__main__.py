@@ -22,7 +22,7 @@ def main(words: list[str] | None = None) -> None:
     asked = parser.parse_args(words)
     console = Console(highlight=False, markup=False)
     if asked.gradings:
-        console.print(measured(gradings(asked.gradings, asked.hostile, asked.seed)).report(asked.show))
+        console.print(measured(gradings(asked.gradings, asked.hostile, asked.seed)).report(asked.show), soft_wrap=True)
     if asked.data:
         real_answers(asked.data, console, show=asked.show)
 
