@@ -7,12 +7,12 @@ have been seen, Holm's correction), `votes.py` (pass@k and maj@k of one problem)
 
 from eval.statistics.agreement import Agreement, agreement, kappa
 from eval.statistics.intervals import ALPHA, Bootstrap, bootstrap, student, wilson
-from eval.statistics.means import clustered, mean_and_stderr
+from eval.statistics.means import clustered, mean_and_stderr, problem_means
 from eval.statistics.pairs import POWER, Comparison, Paired, compare, detectable, holm, mcnemar, paired
 from eval.statistics.votes import majority, pass_at_k
 
 __all__ = [
     "ALPHA", "POWER", "Agreement", "Bootstrap", "Comparison", "Paired", "agreement", "bootstrap", "clustered",
     "compare", "detectable", "holm", "kappa", "majority", "mcnemar", "mean_and_stderr", "paired", "pass_at_k",
-    "student", "wilson",
+    "problem_means", "student", "wilson",
 ]  # fmt: skip

@@ -33,7 +33,7 @@ def wilson(score: float, stderr: float, n: int, *, alpha: float = ALPHA) -> tupl
     problem gives, and what is taken where all are right or all wrong). With t = t(1 − α/2, n − 1) in the place of the
     normal quantile, the ends are (p + t²/2N ± t √(p (1 − p)/N + t²/4N²)) / (1 + t²/N); (0, 1) for one problem.
     Over beta-binomial problems (50 to 500, 1 to 16 samples each, means of 0.1 to 0.95) it covers 93 to 97 %, where
-    `student` falls to 88; less (92) for 50 problems of which nearly all are always wrong, or nearly all always right.
+    `student` falls to 88; less (92.6) for 50 problems of which nearly all are always wrong, or nearly all always right.
     Wilson, 1927, JASA 22, 209; the effective N: Korn and Graubard, 1998, Survey Methodology 24, 193.
 
     >>> low, high = wilson(1.0, 0.0, 30)

@@ -33,14 +33,25 @@ def clustered(scores_by_problem: Sequence[Sequence[float]]) -> dict[str, float |
     >>> clustered([[1.0, 0.0], [1.0, 1.0], [0.0, 0.0]])
     {'score': 0.5, 'stderr': 0.2886751345948129, 'n': 3, 'samples': 6, 'within': 0.16666666666666666}
     """
-    samples_n = np.array([len(scores) for scores in scores_by_problem], dtype=int)
-    if not samples_n.all() or not len(samples_n):
-        raise ValueError("a mean over problems needs at least one problem, and one sample of each")
-    problem = np.repeat(np.arange(len(samples_n)), samples_n)
-    scores = np.fromiter(chain.from_iterable(scores_by_problem), float, samples_n.sum())
-    means_n = np.bincount(problem, scores) / samples_n
+    means_n = problem_means(scores_by_problem)
+    problem, scores, samples_n = _flat(scores_by_problem)
     squares_n = np.bincount(problem, (scores - means_n[problem]) ** 2)
     return mean_and_stderr(means_n) | {"samples": len(scores), "within": _within(squares_n, samples_n)}
+
+
+def problem_means(scores_by_problem: Sequence[Sequence[float]]) -> np.ndarray:
+    """The mean [n] of each problem's samples; ValueError where there is no problem, or one without a sample."""
+    problem, scores, samples_n = _flat(scores_by_problem)
+    if not samples_n.all() or not len(samples_n):
+        raise ValueError("a mean over problems needs at least one problem, and one sample of each")
+    return np.bincount(problem, scores) / samples_n
+
+
+def _flat(scores_by_problem: Sequence[Sequence[float]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The problem and the score of each sample, and the number of samples of each problem."""
+    samples_n = np.array([len(scores) for scores in scores_by_problem], dtype=int)
+    scores = np.fromiter(chain.from_iterable(scores_by_problem), float, samples_n.sum())
+    return np.repeat(np.arange(len(samples_n)), samples_n), scores, samples_n
 
 
 def _within(squares_n: np.ndarray, samples_n: np.ndarray) -> float | None:

@@ -7,7 +7,7 @@ import numpy as np
 from scipy import optimize, stats
 
 from eval.statistics.intervals import ALPHA, bootstrap
-from eval.statistics.means import mean_and_stderr
+from eval.statistics.means import mean_and_stderr, problem_means
 
 POWER = 0.8
 
@@ -60,18 +60,18 @@ def compare(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]], 
     """Compare two models, problem by problem (at least two, in the same order), each with its own number of samples.
 
     With d_i the difference of the two means of problem i, stderr² = Σ (d_i − d̄)² / (n (n − 1)): what is hard for both
-    cancels. arXiv 2411.00640, paired analysis. `detectable` is of
-    so many problems with so many samples. Raises ValueError where the problems differ in number.
+    cancels (arXiv 2411.00640, paired analysis). detectable: what so many problems with so many samples could have
+    shown; 0 where the differences have no spread to tell it from. Raises ValueError where the problems differ in number.
     """
     if len(ours) != len(theirs) or len(ours) < 2:
         raise ValueError(f"{len(ours)} and {len(theirs)} problems: a comparison needs the same ones, at least two")
-    mine, other = ([float(np.mean(scores)) for scores in model] for model in (ours, theirs))
-    differences = np.subtract(mine, other)
+    mine, other = problem_means(ours), problem_means(theirs)
+    differences = mine - other
     resampled = bootstrap(differences, seed=seed)
     return Comparison(
         **vars(paired(mine, other)),
-        ours=float(np.mean(mine)),
-        theirs=float(np.mean(other)),
+        ours=float(mine.mean()),
+        theirs=float(other.mean()),
         n=len(mine),
         stderr=mean_and_stderr(differences)["stderr"],
         bootstrap_low=resampled.low,

@@ -102,6 +102,11 @@ def test_other_problems_are_refused(ours, theirs):
         compare(greedy(ours), greedy(theirs))
 
 
+def test_a_problem_without_samples_is_refused():
+    with pytest.raises(ValueError, match="one sample of each"):
+        compare([[1.0], []], [[1.0], [0.0]])
+
+
 def test_equal_models_differ_in_one_comparison_of_twenty():
     """Two models of one chance a problem, 60 problems of 3 and 5 samples: each p falls below .05 in 3 to 7 %."""
     rng = np.random.default_rng(0)
