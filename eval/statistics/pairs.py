@@ -61,7 +61,8 @@ def compare(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]], 
 
     With d_i the difference of the two means of problem i, stderr² = Σ (d_i − d̄)² / (n (n − 1)): what is hard for both
     cancels (arXiv 2411.00640, paired analysis). detectable: what so many problems with so many samples could have
-    shown; 0 where the differences have no spread to tell it from. Raises ValueError where the problems differ in number.
+    shown; 0 where the differences have no spread to tell it from. Raises ValueError where the numbers of problems
+    differ, and where a problem has no sample.
     """
     if len(ours) != len(theirs) or len(ours) < 2:
         raise ValueError(f"{len(ours)} and {len(theirs)} problems: a comparison needs the same ones, at least two")
