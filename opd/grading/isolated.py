@@ -87,7 +87,9 @@ def same_mathematics(found: str, gold: str) -> bool:
 
 
 @atexit.register
-def _close() -> None:
-    while not _idle.empty():
-        if worker := _idle.get():
+def close_workers() -> None:
+    """End the workers that wait for questions; a later question starts others."""
+    for worker in [_idle.get() for _ in range(_idle.qsize())]:
+        if worker:
             worker.close()
+        _idle.put(None)

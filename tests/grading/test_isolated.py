@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from opd.grading import isolated
-from opd.grading.isolated import Worker, same_mathematics
+from opd.grading.isolated import Worker, close_workers, same_mathematics
 from opd.rewards import judge_all
 
 HOSTILE = [
@@ -40,6 +40,12 @@ def test_a_worker_that_is_silent_is_killed(monkeypatch: pytest.MonkeyPatch):
     os.kill(worker._process.pid, signal.SIGSTOP)
     assert worker.ask("x+2", "2+x") is None
     assert worker._process.returncode == -signal.SIGKILL
+
+
+def test_closed_workers_are_replaced():
+    assert same_mathematics("x+5", "5+x")
+    close_workers()
+    assert same_mathematics("x+6", "6+x")
 
 
 def test_many_threads_get_their_own_answers():
