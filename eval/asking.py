@@ -120,6 +120,8 @@ def ask(
     """
     if asking.form == "few_shot" and not task.shots:
         raise RecipeError(f"task {task.name} has no worked examples; leave --form few_shot out")
+    if asking.form == "few_shot" and (asking.system is not None or asking.thinking):
+        raise RecipeError("--system and --thinking belong to a chat template and have no effect with --form few_shot")
     settings = {"enable_thinking": asking.thinking} | (template_settings or {})
     prompts = []
     for index, problem in enumerate(task.load(asking.problems)):

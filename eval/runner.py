@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import importlib.util
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,20 +12,21 @@ from transformers import PreTrainedTokenizerBase
 
 from eval.asking import Asked, Asking, ask
 from eval.identity import key_of, short_name, weights_digest
-from eval.results import Result
+from eval.results import Result, read_result
 from eval.samples import SampleFile, rounds, sample
 from eval.scores import graded, score_of
+from eval.statistics import compare
 from eval.tasks import Task, task_named
 from opd.batch import Prompt
 from opd.config import EvaluateSettings, PromptSettings
 from opd.distributed import Ranks
-from opd.errors import ModelError, RecipeError
+from opd.errors import EngineError, ModelError, RecipeError
 from opd.metrics import Clock
 from opd.model_spec import Precision
 from opd.models import DTYPES, load_config, load_tokenizer, model_folder, text_config
 from opd.report.progress import Progress
 from opd.rollout.engine import RolloutEngine
-from opd.rollout.settings import RolloutSettings
+from opd.rollout.settings import EngineName, RolloutSettings
 from opd.rollout.start import engine_type, start_engine
 from opd.run import environment
 from opd.stop import stop_tokens
@@ -59,13 +61,20 @@ class Evaluation:
         return self.asked.sampling.max_new_tokens
 
     def __call__(self, engine: RolloutEngine, *, who: str, to: Path | None) -> dict[str, Any]:
-        """The score of the weights that the engine holds; collective. The result is written into `to`, if given."""
+        """The score of the weights that the engine holds; collective. The result is written into `to`, if given.
+
+        Where the untrained student's result lies beside it, `gain` is the paired difference from it.
+        """
         samples = [s for prompts in rounds(self.asked) for s in sample(engine, prompts, self.asked, self.tokenizer)]
         answers = graded(samples, self.asked)
-        score = score_of(answers)
-        if to is not None:
-            Result(who, self.asked.identity() | {"weights": who}, score, answers, environment()).write(to)
-        return score
+        result = Result(who, self.asked.identity() | {"weights": who}, score_of(answers), answers, environment())
+        if to is None:
+            return result.score
+        result.write(to)
+        start = to.with_name("student_start")
+        if who in ("teacher", start.name) or not start.exists():
+            return result.score
+        return result.score | {"gain": asdict(compare(result.flexible, read_result(start).flexible))}
 
 
 @dataclass(frozen=True)
@@ -79,6 +88,17 @@ class Host:
     def identity(self) -> dict[str, str]:
         """What an answer may depend on."""
         return {"engine": engine_type(self.rollout), "precision": self.precision}
+
+
+def host_of(engine: EngineName, precision: Precision, kv_cache_mib: int | None) -> Host:
+    """A host that evaluates and does nothing else; EngineError for what would have no effect, or is not here."""
+    alone = {"gpu_memory_share": 0.85, "sleep": False}
+    rollout = RolloutSettings(type=engine, kv_cache_mib=kv_cache_mib or 1024, **alone)
+    if engine_type(rollout) == "transformers" and kv_cache_mib is not None:
+        raise EngineError("--kv-cache-mib belongs to vllm and has no effect with transformers; leave it out")
+    if engine_type(rollout) == "vllm" and not importlib.util.find_spec("vllm"):
+        raise EngineError("--engine vllm, and vllm is not installed; pip install -e '.[cpu]' or '.[gpu]'")
+    return Host(rollout, precision)
 
 
 @dataclass(frozen=True)

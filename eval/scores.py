@@ -11,7 +11,7 @@ from typing import Any
 
 from eval.asking import Asked
 from eval.samples import Sample
-from eval.statistics import clustered, majority, pass_at_k, wilson
+from eval.statistics import bootstrap, clustered, majority, pass_at_k, problem_means, wilson
 from opd.grading.extract import RULES
 from opd.grading.plain import plain
 from opd.rewards import judge_all
@@ -52,20 +52,24 @@ def graded(samples: list[Sample], asked: Asked) -> list[list[Graded]]:
 def score_of(problems: list[list[Graded]]) -> dict[str, Any]:
     """What a table shows of n problems, answered as often each.
 
-    score, stderr, low, high: flexible avg@samples, its standard error clustered by problem, its 95 % interval. strict,
-    strict_stderr: only boxed answers count. pass, majority: pass@k for k = 1, 2, 4 … and maj@samples. tokens: mean
-    length. truncated, unboxed, and rules: shares of the answers cut off, without a box, and found by each rule.
+    score, stderr, low, high: flexible avg@samples, its standard error clustered by problem, its 95 % interval (Wilson;
+    `bootstrap` holds another, by resampled problems). within: the part of stderr that more answers would take away.
+    strict, strict_stderr: only boxed answers count. pass, majority: pass@k for k = 1, 2, 4 … and maj@samples. tokens:
+    mean length. truncated, failed, unboxed, and rules: shares of the answers that were cut off, ended in an engine
+    error, have no box, and were found by each rule.
     """
     flexible, strict = ([[float(getattr(g, kind)) for g in p] for p in problems] for kind in ("flexible", "strict"))
     every = [grade for problem in problems for grade in problem]
     score, boxed, samples = clustered(flexible), clustered(strict), len(problems[0])
     low, high = wilson(score["score"], score["stderr"], score["n"])
+    resampled = bootstrap(problem_means(flexible))
     rules = Counter(grade.rule for grade in every)
     ks = [2**power for power in range(samples.bit_length()) if 2**power <= samples]
     return score | {
         "samples_per_problem": samples,
         "low": low,
         "high": high,
+        "bootstrap": [resampled.low, resampled.high],
         "strict": boxed["score"],
         "strict_stderr": boxed["stderr"],
         "pass": {str(k): fmean(pass_at_k(int(sum(s)), samples, k) for s in flexible) for k in ks},

@@ -104,15 +104,14 @@ def evaluate(
     seed: Annotated[int, typer.Option(min=0, help="Keys every sampled answer.")] = 0,
     engine: Annotated[EngineName, typer.Option(help="auto takes vllm where it is installed.")] = "auto",
     precision: Annotated[Precision, typer.Option(help="Of weights and arithmetic.")] = "bf16",
-    kv_cache_mib: Annotated[int, typer.Option(min=1, help="vLLM's key-value cache on a CPU.")] = 1024,
+    kv_cache_mib: Annotated[int | None, typer.Option(min=1, help="vLLM's cache on a CPU. Default: 1024.")] = None,
     out: Annotated[Path, typer.Option(help="Answers and reports; what is finished there is not repeated.")] = RESULTS,
 ) -> None:
     """Score models on held-out problems: standard errors, paired comparisons, fidelity to a teacher."""
     from eval.asking import Asking
     from eval.commands import evaluate_models
-    from eval.runner import Host
+    from eval.runner import host_of
     from eval.tasks import tasks_named
-    from opd.rollout.settings import RolloutSettings
 
     asking = Asking(
         problems=problems,
@@ -126,9 +125,8 @@ def evaluate(
         seed=seed,
         system=system,
     )
-    rollout = RolloutSettings(type=engine, kv_cache_mib=kv_cache_mib, gpu_memory_share=0.85, sleep=False)
     models = list(dict.fromkeys([*model, *([teacher] if teacher else [])]))
-    evaluate_models(models, teacher, tasks_named(tasks), asking, Host(rollout, precision), out)
+    evaluate_models(models, teacher, tasks_named(tasks), asking, host_of(engine, precision, kv_cache_mib), out)
 
 
 @app.command()

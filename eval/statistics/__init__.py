@@ -1,8 +1,9 @@
 """Scores with their uncertainty, and tests of them. Pure functions; a score is a number a sample, 1.0 right, 0.0 wrong.
 
-In reading order: `means.py` (mean and standard error over problems, also of several samples each; a mean per token), `intervals.py` (95 %
-intervals of a mean: Student, Wilson, bootstrap), `pairs.py` (two arms over seeds, two models over problems, what could
-have been seen, Holm's correction), `votes.py` (pass@k and maj@k of one problem), `agreement.py` (Cohen's kappa).
+In reading order: `means.py` (mean and standard error over problems, also of several samples each; a mean per token),
+`intervals.py` (95 % intervals of a mean: Student, Wilson, bootstrap), `pairs.py` (two arms over seeds, two models over
+problems, what could have been seen, Holm's correction), `votes.py` (pass@k and maj@k of one problem), `agreement.py`
+(Cohen's kappa).
 """
 
 from eval.statistics.agreement import Agreement, agreement, kappa

@@ -7,7 +7,12 @@ from typing import Any
 
 import yaml
 
-from opd.report.table import ROWS
+from opd.report.table import ROWS, gain
+
+MEANING = (
+    "Exact match of final answers on held-out problems, by the mathematical grader of opd; gains on the same problems, "
+    "by a bootstrap over them. Every answer as it was graded stands in the run's `answers/`."
+)
 
 
 def write_card(folder: Path, summary: dict[str, Any]) -> None:
@@ -34,9 +39,11 @@ def write_card(folder: Path, summary: dict[str, Any]) -> None:
 
 def _scores(scores: dict[str, Any]) -> list[str]:
     rows = [
-        f"| {task} | {name} | {s[who]['score']:.1%} ± {s[who]['stderr']:.1%} | {s[who]['n']} |"
+        f"| {task} | {name} | {s[who]['score']:.1%} ± {s[who]['stderr']:.1%} | {s[who]['n']} | {gain(s[who])} "
+        f"| {s[who]['truncated']:.1%} | {s[who]['tokens']:.0f} |"
         for task, s in scores.items()
         for who, name in ROWS.items()
         if who in s
     ]
-    return ["| task | model | score ± standard error | n |", "|---|---|---|---|", *rows, ""] if rows else []
+    heads = ["task", "model", "score ± standard error", "n", "gain in points [95 %], paired", "cut off", "tokens"]
+    return [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|", *rows, "", MEANING, ""] if rows else []

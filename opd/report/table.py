@@ -32,16 +32,25 @@ def print_summary(folder: RunFolder, summary: dict[str, Any]) -> None:
 
 
 def score_table(task: str, scores: dict[str, dict[str, Any]]) -> Table:
-    """One row for teacher, student at start, student at end."""
+    """One row for teacher, student at start, student at end; gains are paired, with their 95 % interval."""
     table = Table(title=f"{task}: exact match on held-out problems", title_justify="left")
-    for column in ("", "score", "± stderr", "n", "reverse KL on fixed text"):
+    for column in ("", "score", "± stderr", "n", "gain", "cut off", "reverse KL on fixed text"):
         table.add_column(column, justify="right" if column else "left")
     for who, name in ROWS.items():
         if who in scores:
             s = scores[who]
             kl = f"{s['fixed_text']['reverse_kl']:.4f} nats/token" if "fixed_text" in s else ""
-            table.add_row(name, f"{s['score']:.1%}", f"{s['stderr']:.1%}", str(s["n"]), kl)
+            cells = f"{s['score']:.1%}", f"{s['stderr']:.1%}", str(s["n"]), gain(s), f"{s['truncated']:.1%}"
+            table.add_row(name, *cells, kl)
     return table
+
+
+def gain(score: dict[str, Any]) -> str:
+    """A student's paired difference from the untrained one in points, with its 95 % interval by bootstrap."""
+    if "gain" not in score:
+        return ""
+    g = score["gain"]
+    return f"{100 * g['difference']:+.1f} [{100 * g['bootstrap_low']:+.1f}, {100 * g['bootstrap_high']:+.1f}]"
 
 
 def divergence_line(metrics: list[Metrics]) -> str:

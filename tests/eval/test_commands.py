@@ -132,6 +132,7 @@ BAD = {
     "no data": (["--tasks", "math500"], ["task math500", "set OPD_DATA to a folder that holds math500.jsonl"]),
     "no such folder": (["--model", "/no/where"], ["'/no/where'", "give a local folder"]),
     "one name twice": (["--model", "{toy}/student", "--model", "other/student"], ["'student'", "rename"]),
+    "cache of another engine": (["--kv-cache-mib", "64"], ["--kv-cache-mib", "no effect", "leave it out"]),
     "no number": (["--samples", "many"], ["--samples", "integer"]),
 }
 

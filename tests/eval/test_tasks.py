@@ -128,3 +128,17 @@ def test_an_evaluation_scores_greedy_answers_with_their_error(toy, tmp_path):
     assert engine.max_new_tokens == evaluation.max_new_tokens == TASKS["arithmetic"].sampling.max_new_tokens
     assert json.loads((tmp_path / "result.json").read_text())["model"] == "step_3"
     assert Evaluation(EvaluateSettings(task="arithmetic", max_new_tokens=3), tokenizer).max_new_tokens == 3
+
+
+def test_a_trained_student_is_compared_with_itself_at_start(toy, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(toy / "student")
+    evaluation = Evaluation(EvaluateSettings(task="arithmetic", problems=4), tokenizer)
+    a, b, c, d = (p["answer"] for p in TASKS["arithmetic"].load(4))
+    said = {"student_start": [a, "0", "0", "0"], "teacher": [a, b, c, d], "step_5": [a, b, c, "0"]}
+    scores = {
+        who: evaluation(Engine(texts, ["stop"] * 4, tokenizer), who=who, to=tmp_path / who)
+        for who, texts in said.items()
+    }
+    assert "gain" not in scores["student_start"] and "gain" not in scores["teacher"]
+    gain = scores["step_5"]["gain"]
+    assert gain["difference"] == 0.5 and gain["mcnemar"] == 0.5 and gain["n"] == 4
