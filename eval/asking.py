@@ -38,8 +38,8 @@ class Asking(Record):
     """Sample among so many likeliest tokens; 0 among all."""
     max_new_tokens: PositiveInt | None = None
     """An answer is cut off here, and counted as truncated."""
-    thinking: bool = False
-    """enable_thinking of the chat template, where it knows that."""
+    thinking: bool | None = False
+    """enable_thinking of the chat template, where it knows that; null leaves it to the template."""
     form: Literal["chat", "few_shot"] = "chat"
     """chat: the model's chat template. few_shot: worked examples in plain text, for base models."""
     seed: NonNegativeInt = 0
@@ -116,13 +116,13 @@ def ask(
 ) -> Asked:
     """The task's problems as this tokenizer's model is asked. Raises an OpdError in one line.
 
-    template_settings: the chat template's, beside enable_thinking.
+    template_settings: the chat template's own, as a recipe's prompts have them.
     """
     if asking.form == "few_shot" and not task.shots:
         raise RecipeError(f"task {task.name} has no worked examples; leave --form few_shot out")
     if asking.form == "few_shot" and (asking.system is not None or asking.thinking):
         raise RecipeError("--system and --thinking belong to a chat template and have no effect with --form few_shot")
-    settings = {"enable_thinking": asking.thinking} | (template_settings or {})
+    settings = ({} if asking.thinking is None else {"enable_thinking": asking.thinking}) | (template_settings or {})
     prompts = []
     for index, problem in enumerate(task.load(asking.problems)):
         if asking.form == "few_shot":

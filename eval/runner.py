@@ -43,6 +43,7 @@ class Evaluation:
             samples=settings.samples,
             temperature=settings.temperature,
             max_new_tokens=settings.max_new_tokens,
+            thinking=None,
             system=prompts.system if prompts else None,
         )
         self.tokenizer = tokenizer
@@ -131,8 +132,8 @@ def prepare(models: list[str], tasks: list[Task], asking: Asking, host: Host, ou
                     f"{model!r} reads {context} tokens at most, and a problem of {one.task.name} with its answer takes "
                     f"{one.longest}; lower --max-new-tokens"
                 )
-        weights = {"weights": weights_digest(model_folder(model))}
-        studies += [_study(model, tokenizer, one, one.identity() | weights | host.identity, out) for one in asked]
+        who = {"weights": weights_digest(model_folder(model)), "stop": stop_tokens(tokenizer, model)} | host.identity
+        studies += [_study(model, tokenizer, one, one.identity() | who, out) for one in asked]
     for study in studies:
         study.file.check()
     return studies

@@ -29,7 +29,9 @@ def test_the_readmes_tree_is_opds_docstring_and_names_every_top_level_part():
             assert line.strip() in lines
     for path in ROOT.iterdir():
         if path.is_dir() and not path.name.startswith((".", "__")) and not path.name.endswith("egg-info"):
-            assert path.name in ("runs", "results") or any(line.startswith(f"{path.name}/") for line in lines), path.name
+            assert path.name in ("runs", "results") or any(line.startswith(f"{path.name}/") for line in lines), (
+                path.name
+            )
 
 
 def table_below(header: str, rows: str) -> str:

@@ -98,3 +98,15 @@ def test_a_template_that_opens_a_thought_is_noticed(toy, template, inside, monke
     tokenizer.chat_template = template
     monkeypatch.setattr(tokenizer, "decode", lambda ids: template)
     assert ask(TASKS["arithmetic"], tokenizer, Asking(problems=1)).in_thought is inside
+
+
+def test_a_recipes_template_settings_win_and_nothing_is_added_to_them(tokenizer):
+    tokenizer.chat_template = "{{ 1 if enable_thinking is not defined else 2 if enable_thinking else 3 }}"
+    task = TASKS["arithmetic"]
+
+    def shown(asking: Asking, settings: dict | None = None) -> str:
+        return tokenizer.decode(ask(task, tokenizer, asking, settings).prompts[0].token_ids)
+
+    assert shown(Asking(problems=1)) == "3" and shown(Asking(problems=1, thinking=True)) == "2"
+    assert shown(Asking(problems=1, thinking=None)) == "1"
+    assert shown(Asking(problems=1, thinking=None), {"enable_thinking": True}) == "2"
