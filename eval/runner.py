@@ -19,7 +19,7 @@ from eval.statistics import compare
 from eval.tasks import Task, task_named
 from opd.batch import Prompt
 from opd.config import EvaluateSettings, PromptSettings
-from opd.distributed import Ranks
+from opd.distributed import Ranks, world_size
 from opd.errors import EngineError, ModelError, RecipeError
 from opd.metrics import Clock
 from opd.model_spec import Precision
@@ -120,6 +120,10 @@ class Study:
 
 def prepare(models: list[str], tasks: list[Task], asking: Asking, host: Host, out: Path) -> list[Study]:
     """Everything that can be found wrong before a model is loaded; raises an OpdError in one line at the first."""
+    if world_size() > 1:
+        raise RecipeError(
+            f"opd eval is one process, and {world_size()} were launched; start it without accelerate launch"
+        )
     if twice := sorted({short_name(m) for m in models if [short_name(n) for n in models].count(short_name(m)) > 1}):
         raise RecipeError(f"two models would both be called {twice[0]!r} in the table; rename a folder")
     studies = []

@@ -1,8 +1,8 @@
 """The run folder: what a run leaves behind, and what it refuses to overwrite.
 
 runs/<recipe>-<time>/
-  recipe.yaml  metrics.jsonl  rollouts/step-*.jsonl  fixed_text.jsonl  scores.json  checkpoints/  model/  plot.png
-  summary.json  and, where training was lost, nonfinite.jsonl
+  recipe.yaml  metrics.jsonl  rollouts/step-*.jsonl  fixed_text.jsonl  answers/  scores.json  checkpoints/  best/
+  model/  plot.png  summary.json  and, where training was lost, nonfinite.jsonl
 """
 
 from __future__ import annotations

@@ -149,6 +149,13 @@ def test_bad_words_are_one_line_before_a_model_loads(opd, toy, case, started, mo
     assert started == [] and not Path("results").exists()
 
 
+def test_several_processes_are_refused(opd, toy, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert_refused(
+        opd("eval", "--model", toy / "student", *ASKED, *HOST), "2 were launched", "without accelerate launch"
+    )
+
+
 def test_a_model_without_template_or_without_safetensors_is_named(opd, toy):
     shutil.copytree(toy / "student", "bare")
     Path("bare/model.safetensors").unlink()
