@@ -26,9 +26,53 @@ def test_a_configuration_begins_with_its_command_and_names_what_is_there(path: P
     assert stage != 3 or deepspeed["zero_optimization"]["stage3_param_persistence_threshold"] == 0
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "launch").glob("*.sh")), ids=lambda path: path.name)
+SCRIPTS = sorted((ROOT / "launch").glob("*.sh")), sorted((ROOT / "launch" / "slurm").glob("*.sbatch"))
+
+
+@pytest.mark.parametrize("path", [*SCRIPTS[0], *SCRIPTS[1]], ids=lambda path: path.name)
 def test_a_script_is_bash(path: Path):
     subprocess.run(["bash", "-n", str(path)], check=True)
+
+
+def stand_in(folder: Path, name: str, script: str) -> None:
+    """A command of that name on the test's own PATH."""
+    (folder / name).write_text(f"#!/usr/bin/env bash\n{script}\n")
+    (folder / name).chmod(0o755)
+
+
+@pytest.mark.parametrize("path", SCRIPTS[1], ids=lambda path: path.name)
+@pytest.mark.parametrize("killed_before", [False, True])
+def test_a_batch_job_launches_its_file_on_each_machine_and_resumes(path: Path, killed_before: bool, tmp_path: Path):
+    """With stand-ins for Slurm's commands and for accelerate, which says what it was called with."""
+    nodes = 2 if "multi" in path.stem else 1
+    assert path.read_text().splitlines()[1] == f"# sbatch launch/slurm/{path.name} RECIPE [KEY.PATH=VALUE]..."
+    assert f"#SBATCH --nodes={nodes}\n" in path.read_text()
+    stand_in(tmp_path, "accelerate", 'echo "$@"')
+    stand_in(tmp_path, "scontrol", "printf 'node-a\\nnode-b\\n'")
+    stand_in(tmp_path, "srun", 'for i in 0 1; do SLURM_PROCID=$i "$@"; done')
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    (tmp_path / ".venv" / "bin" / "activate").write_text("")
+    if killed_before:
+        (tmp_path / "runs" / "opd-7" / "checkpoints" / "step-000050").mkdir(parents=True)
+    slurm = {"SLURM_JOB_NAME": "opd", "SLURM_JOB_ID": "7", "SLURM_NNODES": "2", "SLURM_GPUS_ON_NODE": "8"}
+    done = subprocess.run(
+        ["bash", str(path), "r.yaml", "steps=3", "loss.0.select={type: random, keep: 0.5}"],
+        cwd=tmp_path,
+        env=environment() | slurm | {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_JOB_NODELIST": "node-[a-b]"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    lines = done.stdout.splitlines()
+    assert len(lines) == nodes
+    resume = " --resume" if killed_before else ""
+    for rank, line in enumerate(lines):
+        words = "-m opd train r.yaml steps=3 loss.0.select={type: random, keep: 0.5} name=opd-7"
+        assert line.endswith(words + resume)
+        configuration = line.split()[line.split().index("--config_file") + 1]
+        assert (ROOT / configuration).is_file()
+        if nodes == 2:
+            assert f"--machine_rank {rank} --main_process_ip node-a" in line and "--num_processes 16" in line
 
 
 def launched(toy: Path, runs: Path, configuration: str, *overrides: str) -> subprocess.CompletedProcess:
