@@ -33,7 +33,7 @@ In reading order:
     checkpoint.py     atomic checkpoints
     run.py            the run folder and what it refuses to overwrite
     metrics.py        what a step says about itself, and the clock
-    report/           progress line, final table, plot, model card, stored rollouts
+    report/           progress line, final table, plot, model card, stored rollouts, experiment trackers
     doctor.py         everything that can be found wrong before a model loads
     record.py         the base of everything that a recipe can hold
     seeds.py          every random draw has a name

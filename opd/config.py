@@ -157,8 +157,8 @@ class MetricSettings(Record):
     """Where TIP's quadrants part: ĥ and δ̂ (both scaled to [0, 1] over the step) strictly above count as high."""
     rollouts: NonNegativeInt = 8
     """Rollouts a step that are stored with per-token statistics and weights."""
-    trackers: list[Literal["tensorboard", "wandb"]] = Field(default_factory=list)
-    """Experiment trackers, beside metrics.jsonl."""
+    trackers: list[Literal["tensorboard", "wandb", "trackio", "mlflow"]] = Field(default_factory=list)
+    """Experiment trackers beside metrics.jsonl; they get metrics, the recipe, and every `full_every` steps samples."""
 
 
 class CheckpointSettings(Record):

@@ -22,6 +22,7 @@ from opd.report.plot import plot_run
 from opd.report.progress import Progress, describe
 from opd.report.rollouts import record_rollouts
 from opd.report.table import print_summary
+from opd.report.trackers import log_samples, start_trackers
 from opd.rollout.files import write_rollouts
 from opd.rollout.start import engine_type
 from opd.run import RunFolder, environment, summary_of
@@ -71,8 +72,7 @@ def build(checked: Checked, folder: RunFolder, *, resume: bool) -> Parts:
     folder = RunFolder(ranks.from_main(folder.path))
     if ranks.is_main and not resume:
         folder.create(recipe)
-    if recipe.metrics.trackers:
-        accelerator.init_trackers("opd", config={"recipe": recipe.model_dump_json()})
+    start_trackers(accelerator, recipe, folder)
     started_with = environment()
     if ranks.is_main and recipe.rollout.type == "auto":
         print(f"rollouts by {engine_type(recipe.rollout)}", flush=True)
@@ -153,6 +153,8 @@ def log_step(parts: Parts, outcome: Outcome, index: int) -> None:
         return
     parts.folder.append_metrics(outcome.metrics)
     record_rollouts(parts.folder.rollouts, index, outcome, texts, parts.checked)
+    if index % parts.checked.recipe.metrics.full_every == 0:
+        log_samples(parts.run.trainer.accelerator.trackers, outcome, parts.checked, step=index + 1)
     gap, first = outcome.metrics.get("gap"), parts.folder.first_metrics().get("gap")
     sampled_now = parts.checked.recipe.rollout.type != "recorded"
     if sampled_now and gap is not None and first is not None and gap > max(3 * first, 0.1):

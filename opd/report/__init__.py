@@ -1,3 +1,4 @@
-"""What a person sees: progress while it runs (`progress.py`), and at the end a table (`table.py`), a plot (`plot.py`),
-a model card (`card.py`)
-and stored rollouts with what each token weighed (`rollouts.py`)."""
+"""What a person sees: progress while it runs (`progress.py`), stored rollouts with what each token weighed
+(`rollouts.py`), the same and metrics in experiment trackers (`trackers.py`), and at the end a table (`table.py`), a
+plot (`plot.py`) and a model card (`card.py`).
+"""

@@ -1,0 +1,101 @@
+"""Experiment trackers: the resolved recipe at the start, and now and then a table of sampled completions.
+
+Metrics go to them through accelerate. To add one that accelerate knows: its name in `MetricSettings`, what its run is
+called and where it lies in `start_settings`, and how it takes a table in TABLES.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from opd.config import Recipe
+from opd.doctor import Checked
+from opd.run import RunFolder
+from opd.step import Outcome
+
+COLUMNS = ["step", "prompt", "completion, each token with its weight in the first term", "reward", "finish"]
+Rows = list[list[Any]]
+
+
+def start_trackers(accelerator: Any, recipe: Recipe, folder: RunFolder) -> None:
+    """Start the recipe's trackers, each with a run of the folder's name, and hand them every leaf of the recipe."""
+    if recipe.metrics.trackers:
+        config = leaves(recipe.model_dump(mode="json"))
+        accelerator.init_trackers("opd", config=config, init_kwargs=start_settings(folder.path))
+
+
+def start_settings(folder: Path) -> dict[str, dict[str, Any]]:
+    """What each tracker is started with: the run's name, and its own folder where it takes one."""
+    return {
+        "wandb": {"name": folder.name, "dir": str(folder)},
+        "trackio": {"name": folder.name},
+        "mlflow": {"run_name": folder.name},
+    }
+
+
+def leaves(value: Any, where: str = "") -> dict[str, Any]:
+    """Every leaf of nested data by its path.
+
+    >>> leaves({"loss": [{"weight": 1.0}], "name": None})
+    {'loss.0.weight': 1.0, 'name': 'null'}
+    """
+    if isinstance(value, (dict, list)) and value:
+        parts = value.items() if isinstance(value, dict) else enumerate(value)
+        return {k: v for key, part in parts for k, v in leaves(part, f"{where}.{key}" if where else str(key)).items()}
+    return {where: value if isinstance(value, (bool, int, float, str)) else "null" if value is None else str(value)}
+
+
+def log_samples(trackers: list[Any], outcome: Outcome, checked: Checked, *, step: int) -> None:
+    """A table of the step's first `metrics.rollouts` rollouts, each token with what it weighed."""
+    if not trackers:
+        return
+    rows = [_row(i, outcome, checked.tokenizer, step) for i in range(len(outcome.rollouts))]
+    for tracker in trackers:
+        TABLES[tracker.name](tracker, rows[: checked.recipe.metrics.rollouts], step)
+
+
+def _row(i: int, outcome: Outcome, tokenizer: PreTrainedTokenizerBase, step: int) -> list[Any]:
+    rollout, table = outcome.rollouts[i], outcome.table
+    weights = outcome.weights[0][table.rollout_C == i].tolist()
+    prompt = [t for t, own in zip(rollout.token_ids, rollout.trained, strict=True) if not own]
+    tokens = (tokenizer.decode([token]) for token in rollout.completion)
+    weighed = "".join(f"{token}⟨{weight:.2g}⟩" for token, weight in zip(tokens, weights, strict=True))
+    return [step, tokenizer.decode(prompt), weighed, float(table.reward_B[i]), rollout.finish]
+
+
+def _to_tensorboard(tracker: Any, rows: Rows, step: int) -> None:
+    lines = [COLUMNS, ["---"] * len(COLUMNS), *rows]
+    cells = [[str(cell).replace("|", "\\|").replace("\n", "⏎ ") for cell in line] for line in lines]
+    tracker.writer.add_text("rollouts", "\n".join(f"| {' | '.join(line)} |" for line in cells), global_step=step)
+    tracker.writer.flush()
+
+
+def _to_wandb(tracker: Any, rows: Rows, step: int) -> None:
+    tracker.log_table("rollouts", columns=COLUMNS, data=rows, step=step)
+
+
+def _to_trackio(tracker: Any, rows: Rows, step: int) -> None:
+    import pandas
+    import trackio
+
+    tracker.log({"rollouts": trackio.Table(dataframe=pandas.DataFrame(rows, columns=COLUMNS))}, step=step)
+
+
+def _to_mlflow(tracker: Any, rows: Rows, step: int) -> None:
+    import mlflow
+
+    columns = dict(zip(COLUMNS, map(list, zip(*rows, strict=True)), strict=True))
+    mlflow.log_dict(columns, f"rollouts/step-{step:06d}.json")
+
+
+TABLES: dict[str, Callable[[Any, Rows, int], None]] = {
+    "tensorboard": _to_tensorboard,
+    "wandb": _to_wandb,
+    "trackio": _to_trackio,
+    "mlflow": _to_mlflow,
+}
+"""How each tracker takes a table."""

@@ -1,0 +1,106 @@
+"""Trackers get metrics, every leaf of the recipe and a table of samples; each one that is installed, for real."""
+
+import importlib.util
+import json
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from opd.report.trackers import COLUMNS, TABLES, leaves, start_trackers
+from opd.run import RunFolder
+from opd.train import one_step
+from tests import cases
+from tests.test_train import parts_of
+
+
+def needs(package: str) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(not importlib.util.find_spec(package), reason=f"needs {package}, an optional tracker")
+
+
+@pytest.fixture
+def tracked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The folder of a run of two steps with that tracker, all of whose files lie below the test's folder."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    monkeypatch.chdir(tmp_path)
+    for name, value in {
+        "WANDB_MODE": "offline",
+        "WANDB_SILENT": "true",
+        "TRACKIO_DIR": str(tmp_path / "trackio"),
+        "MLFLOW_TRACKING_URI": f"file:{tmp_path / 'mlflow'}",
+        "MLFLOW_ALLOW_FILE_STORE": "true",
+    }.items():
+        monkeypatch.setenv(name, value)
+
+    def run(name: str) -> RunFolder:
+        recipe = cases.recipe(metrics={"trackers": [name], "rollouts": 2, "full_every": 5}, steps=2)
+        parts = parts_of(recipe, tmp_path / "mine", lambda rollout, step: cases.rollouts())
+        accelerator = Accelerator(cpu=True, log_with=[name], project_dir=str(parts.folder.path))
+        start_trackers(accelerator, recipe, parts.folder)
+        parts.run.trainer.accelerator = SimpleNamespace(log=accelerator.log, trackers=accelerator.trackers)
+        for index in range(2):
+            one_step(parts, index)
+        accelerator.end_training()
+        return parts.folder
+
+    yield run
+    AcceleratorState._reset_state(True)
+
+
+def test_tensorboard_holds_scalars_and_one_table(tracked):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = tracked("tensorboard")
+    events = EventAccumulator(str(folder.path / "opd"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss")] == [1, 2]
+    (table,) = events.Tensors("rollouts/text_summary")
+    text = table.tensor_proto.string_val[0].decode()
+    assert table.step == 1 and text.count("\n") == 3 and "⟨" in text and COLUMNS[1] in text
+
+
+@needs("wandb")
+def test_wandb_holds_the_recipe_metrics_and_a_table(tracked):
+    folder = tracked("wandb")
+    (run,) = (folder.path / "wandb").glob("offline-run-*")
+    assert list(run.glob("*.wandb"))
+    (table,) = run.rglob("*.table.json")
+    found = json.loads(table.read_text())
+    assert found["columns"] == COLUMNS and len(found["data"]) == 2 and "⟨" in found["data"][0][2]
+
+
+@needs("trackio")
+def test_trackio_holds_metrics(tracked, tmp_path):
+    tracked("trackio")
+    assert any(path.suffix in (".db", ".parquet") for path in (tmp_path / "trackio").rglob("*"))
+
+
+@needs("mlflow")
+def test_mlflow_holds_the_recipe_metrics_and_a_table(tracked, tmp_path):
+    tracked("mlflow")
+    import mlflow
+
+    (run,) = mlflow.search_runs(experiment_names=["opd"], output_format="list")
+    assert run.info.run_name == "mine" and run.data.params["loss.0.objective.type"] == "reverse_kl"
+    assert [m.step for m in mlflow.MlflowClient().get_metric_history(run.info.run_id, "loss")] == [1, 2]
+    (table,) = Path(mlflow.artifacts.download_artifacts(run_id=run.info.run_id, artifact_path="rollouts")).iterdir()
+    assert list(json.loads(table.read_text())) == COLUMNS
+
+
+def test_every_tracker_of_the_recipe_takes_tables():
+    from typing import get_args
+
+    from opd.config import MetricSettings
+
+    (names,) = get_args(MetricSettings.model_fields["trackers"].annotation)
+    assert set(get_args(names)) == set(TABLES)
+
+
+def test_leaves_are_what_a_tracker_takes():
+    recipe = leaves(cases.recipe().model_dump(mode="json"))
+    assert recipe["loss.0.objective.type"] == "reverse_kl" and recipe["optimizer.betas.1"] == 0.999
+    assert all(isinstance(value, (bool, int, float, str)) for value in recipe.values())
+    assert os.sep not in "".join(recipe)
