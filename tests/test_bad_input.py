@@ -1,5 +1,6 @@
 """Bad input is one line on stderr (value, reason, way out), exit code 2; no weight is loaded, no file written."""
 
+import importlib.util
 import json
 import os
 import re
@@ -110,8 +111,10 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def recipe(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """A recipe that passes, as data; the test stands in an empty folder, and `write` stores it there."""
+    """A recipe that passes, as data; the test stands in an empty folder, and `write` stores it there; no wandb."""
     monkeypatch.chdir(tmp_path)
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *more: None if name == "wandb" else find(name, *more))
     return {
         "student": {"model": str(toy / "student")},
         "teacher": {"type": "local", "model": str(toy / "teacher")},
