@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -19,8 +20,12 @@ from opd.prompts import render
 from opd.record import Record, Share
 from opd.rollout.engine import Sampling
 
-CUT = "\nQuestion:"
-"""In the few-shot form a model goes on with a question of its own; what stands before it is its answer."""
+NEXT_QUESTION = re.compile(r"\n\s*[#*]*\s*(?:Question|Q|Problem|Human|User)\b[^\n]{0,20}:")
+"""In the few-shot form a model goes on with questions of its own."""
+
+
+Thinking = Literal["on", "off", "template"]
+Form = Literal["chat", "few_shot"]
 
 
 class Asking(Record):
@@ -38,9 +43,9 @@ class Asking(Record):
     """Sample among so many likeliest tokens; 0 among all."""
     max_new_tokens: PositiveInt | None = None
     """An answer is cut off here, and counted as truncated."""
-    thinking: bool | None = False
-    """enable_thinking of the chat template, where it knows that; null leaves it to the template."""
-    form: Literal["chat", "few_shot"] = "chat"
+    thinking: Thinking = "off"
+    """enable_thinking of the chat template, where it knows that; `template` leaves it to the template."""
+    form: Form = "chat"
     """chat: the model's chat template. few_shot: worked examples in plain text, for base models."""
     seed: NonNegativeInt = 0
     """Keys every sampled answer, with its task, problem and number."""
@@ -78,7 +83,7 @@ class Asked:
     """
 
     task: Task
-    form: str
+    asking: Asking
     sampling: Sampling
     prompts: list[Prompt]
     in_thought: bool
@@ -89,8 +94,15 @@ class Asked:
         return max(len(prompt.token_ids) for prompt in self.prompts) + self.sampling.max_new_tokens
 
     def answer(self, text: str) -> str:
-        """The part of a completion that answers."""
-        return text.partition(CUT)[0] if self.form == "few_shot" else text
+        """The part of a completion that answers; in the few-shot form, up to the first box or the next question."""
+        if self.asking.form == "chat":
+            return text
+        said = NEXT_QUESTION.split(text, maxsplit=1)[0]
+        return said[: first_box_end(said)]
+
+    def of_model(self, weights: str) -> Asked:
+        """The same with seeds of the model's own: two models that share their draws agree more than they do."""
+        return replace(self, sampling=replace(self.sampling, seed_key=(*self.sampling.seed_key, weights)))
 
     def identity(self) -> dict[str, Any]:
         """Everything but the weights that an answer depends on: task, version, prompts as token ids, sampling."""
@@ -101,13 +113,15 @@ class Asked:
             "problems": len(self.prompts),
             "data": _sha256([p.extra for p in self.prompts]),
             "prompts": _sha256([p.token_ids for p in self.prompts]),
-            "shots": len(self.task.shots) if self.form == "few_shot" else 0,
+            "form": self.asking.form,
+            "shots": len(self.task.shots) if self.asking.form == "few_shot" else 0,
+            "thinking": self.asking.thinking,
             "samples": s.samples,
             "temperature": s.temperature,
             "top_p": s.top_p,
             "top_k": s.top_k,
             "max_new_tokens": s.max_new_tokens,
-            "seed": s.seed_key[-1] if s.temperature else None,
+            "seed": self.asking.seed if s.temperature else None,
         }
 
 
@@ -120,9 +134,10 @@ def ask(
     """
     if asking.form == "few_shot" and not task.shots:
         raise RecipeError(f"task {task.name} has no worked examples; leave --form few_shot out")
-    if asking.form == "few_shot" and (asking.system is not None or asking.thinking):
+    if asking.form == "few_shot" and (asking.system is not None or asking.thinking == "on"):
         raise RecipeError("--system and --thinking belong to a chat template and have no effect with --form few_shot")
-    settings = ({} if asking.thinking is None else {"enable_thinking": asking.thinking}) | (template_settings or {})
+    settings = {"enable_thinking": asking.thinking == "on"} if asking.thinking != "template" else {}
+    settings |= template_settings or {}
     prompts = []
     for index, problem in enumerate(task.load(asking.problems)):
         if asking.form == "few_shot":
@@ -138,7 +153,22 @@ def ask(
             )
         prompts.append(Prompt(index, ids, problem))
     in_thought = opens_thought(tokenizer.decode(prompts[0].token_ids))
-    return Asked(task, asking.form, asking.sampling(task), prompts, in_thought)
+    return Asked(task, asking, asking.sampling(task), prompts, in_thought)
+
+
+def first_box_end(text: str) -> int | None:
+    r"""Where the first box ends whose braces close; None where there is none.
+
+    >>> first_box_end(r"so \boxed{\frac{1}{2}}, and \boxed{3}")
+    23
+    """
+    for start in (match.end() for match in re.finditer(r"\\boxed\s*\{", text)):
+        depth = 1
+        for place in range(start, len(text)):
+            depth += {"{": 1, "}": -1}.get(text[place], 0)
+            if depth == 0:
+                return place + 1
+    return None
 
 
 def few_shot(task: Task, question: str) -> str:

@@ -26,15 +26,17 @@ def weights_digest(folder: Path) -> str:
 
 
 def short_name(model: str) -> str:
-    """A folder's or hub id's name: `runs/mine/model` is mine, `Qwen/Qwen3-4B` is Qwen3-4B.
+    """A folder's or hub id's name: `runs/mine/model` is mine, `runs/mine/best` mine-best, `Qwen/Qwen3-4B` Qwen3-4B.
 
-    >>> short_name("runs/mine/model/"), short_name("Qwen/Qwen3-4B")
-    ('mine', 'Qwen3-4B')
+    >>> short_name("runs/mine/model/"), short_name("runs/mine/best"), short_name("Qwen/Qwen3-4B")
+    ('mine', 'mine-best', 'Qwen3-4B')
     """
-    parts = [part for part in model.split("/") if part not in ("", ".", "..")]
-    return parts[-2] if len(parts) > 1 and parts[-1] in ("model", "best") else parts[-1]
+    path = Path(model).resolve()
+    if path.name == "best":
+        return f"{path.parent.name}-best"
+    return path.parent.name if path.name == "model" else path.name
 
 
-def key_of(identity: dict[str, Any]) -> str:
+def key_of(identity: Any) -> str:
     """Eight hex digits that depend on all of it."""
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from eval.scores import Graded
+from eval.scores import Graded, score_of
 from opd.errors import RunError
 from opd.run import write_atomic
 
@@ -18,7 +18,7 @@ FILE = "result.json"
 class Result:
     """One model on one task: who was asked what (`identity`), the score, and every answer as it was graded.
 
-    environment: command, commit, versions, machine.
+    environment: command, commit, versions, machine of the process that sampled first.
     """
 
     model: str
@@ -50,7 +50,7 @@ def read_result(folder: Path) -> Result:
     try:
         found = json.loads(path.read_text())
         graded = [[Graded(**grade) for grade in problem] for problem in found["graded"]]
-        return Result(**found | {"graded": graded})
+        return Result(**found | {"graded": graded, "score": score_of(graded)})
     except OSError:
         raise RunError(f"there is no result at {str(folder)!r}; {way_out}") from None
     except (ValueError, KeyError, TypeError) as error:

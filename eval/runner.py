@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from eval.asking import Asked, Asking, ask
@@ -20,7 +21,7 @@ from eval.tasks import Task, task_named
 from opd.batch import Prompt
 from opd.config import EvaluateSettings, PromptSettings
 from opd.distributed import Ranks, world_size
-from opd.errors import EngineError, ModelError, RecipeError
+from opd.errors import EngineError, ModelError, RecipeError, RunError
 from opd.metrics import Clock
 from opd.model_spec import Precision
 from opd.models import DTYPES, load_config, load_tokenizer, model_folder, text_config
@@ -43,7 +44,7 @@ class Evaluation:
             samples=settings.samples,
             temperature=settings.temperature,
             max_new_tokens=settings.max_new_tokens,
-            thinking=None,
+            thinking="template",
             system=prompts.system if prompts else None,
         )
         self.tokenizer = tokenizer
@@ -73,7 +74,7 @@ class Evaluation:
             return result.score
         result.write(to)
         start = to.with_name("student_start")
-        if who in ("teacher", start.name) or not start.exists():
+        if who in ("teacher", start.name) or not start.exists() or len(answers) < 2:
             return result.score
         return result.score | {"gain": asdict(compare(result.flexible, read_result(start).flexible))}
 
@@ -86,17 +87,25 @@ class Host:
     precision: Precision
 
     @property
+    def device(self) -> torch.device:
+        """Where models compute."""
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    @property
     def identity(self) -> dict[str, str]:
         """What an answer may depend on."""
-        return {"engine": engine_type(self.rollout), "precision": self.precision}
+        engine = engine_type(self.rollout)
+        versions = environment()["versions"]
+        version = versions.get(engine, versions.get(f"{engine}-cpu"))
+        return {"engine": f"{engine} {version}", "device": self.device.type, "precision": self.precision}
 
 
 def host_of(engine: EngineName, precision: Precision, kv_cache_mib: int | None) -> Host:
     """A host that evaluates and does nothing else; EngineError for what would have no effect, or is not here."""
     alone = {"gpu_memory_share": 0.85, "sleep": False}
     rollout = RolloutSettings(type=engine, kv_cache_mib=kv_cache_mib or 1024, **alone)
-    if engine_type(rollout) == "transformers" and kv_cache_mib is not None:
-        raise EngineError("--kv-cache-mib belongs to vllm and has no effect with transformers; leave it out")
+    if kv_cache_mib is not None and (engine_type(rollout) == "transformers" or torch.cuda.is_available()):
+        raise EngineError("--kv-cache-mib belongs to vllm on a CPU and has no effect here; leave it out")
     if engine_type(rollout) == "vllm" and not importlib.util.find_spec("vllm"):
         raise EngineError("--engine vllm, and vllm is not installed; pip install -e '.[cpu]' or '.[gpu]'")
     return Host(rollout, precision)
@@ -124,6 +133,8 @@ def prepare(models: list[str], tasks: list[Task], asking: Asking, host: Host, ou
         raise RecipeError(
             f"opd eval is one process, and {world_size()} were launched; start it without accelerate launch"
         )
+    if not (parent := next(p for p in (out, *out.absolute().parents) if p.exists())).is_dir():
+        raise RunError(f"--out {str(out)!r}: {str(parent)!r} is a file; give a folder")
     if twice := sorted({short_name(m) for m in models if [short_name(n) for n in models].count(short_name(m)) > 1}):
         raise RecipeError(f"two models would both be called {twice[0]!r} in the table; rename a folder")
     studies = []
@@ -136,8 +147,9 @@ def prepare(models: list[str], tasks: list[Task], asking: Asking, host: Host, ou
                     f"{model!r} reads {context} tokens at most, and a problem of {one.task.name} with its answer takes "
                     f"{one.longest}; lower --max-new-tokens"
                 )
-        who = {"weights": weights_digest(model_folder(model)), "stop": stop_tokens(tokenizer, model)} | host.identity
-        studies += [_study(model, tokenizer, one, one.identity() | who, out) for one in asked]
+        weights = weights_digest(model_folder(model))
+        who = {"weights": weights, "stop": stop_tokens(tokenizer, model)} | host.identity
+        studies += [_study(model, tokenizer, one.of_model(weights), one.identity() | who, out) for one in asked]
     for study in studies:
         study.file.check()
     return studies
@@ -148,17 +160,25 @@ def _study(model: str, tokenizer: PreTrainedTokenizerBase, asked: Asked, identit
     return Study(model, tokenizer, asked, folder, SampleFile(folder / "samples.jsonl", identity, asked))
 
 
-def evaluate(studies: list[Study], host: Host, clock: Clock) -> list[Result]:
+@dataclass(frozen=True)
+class Evaluated:
+    """A study and its result."""
+
+    study: Study
+    result: Result
+
+
+def evaluate(studies: list[Study], host: Host, clock: Clock) -> list[Evaluated]:
     """Sample what is missing, an engine for each model that misses something, then grade; a result for each study."""
     by_model: dict[str, list[Study]] = {}
     for study in studies:
         by_model.setdefault(study.model, []).append(study)
-    results = []
+    evaluated = []
     for model, of_model in by_model.items():
         if missing := [study for study in of_model if study.missing]:
             _sample(model, missing, host, clock)
-        results += [_result(study, clock) for study in of_model]
-    return results
+        evaluated += [Evaluated(study, _result(study, clock)) for study in of_model]
+    return evaluated
 
 
 def _sample(model: str, studies: list[Study], host: Host, clock: Clock) -> None:
@@ -190,8 +210,8 @@ def _result(study: Study, clock: Clock) -> Result:
     with clock("grade"):
         answers = graded(study.file.read(), study.asked)
         score = score_of(answers)
-    result = Result(short_name(study.model), study.file.identity, score, answers, environment())
     with clock("write"):
+        result = Result(short_name(study.model), study.file.identity, score, answers, study.file.environment())
         result.write(study.folder)
     return result
 

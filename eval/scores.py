@@ -40,7 +40,7 @@ class Graded:
 def graded(samples: list[Sample], asked: Asked) -> list[list[Graded]]:
     """The samples graded by the one grader, a list for each problem."""
     answers = {prompt.index: prompt.extra["answer"] for prompt in asked.prompts}
-    pairs = [(asked.answer(sample.text), answers[sample.problem]) for sample in samples]
+    pairs = [(sample.text, answers[sample.problem]) for sample in samples]
     verdicts = judge_all(pairs, thinking=asked.in_thought)
     rows = [
         (s.problem, Graded(v.flexible, v.strict, v.final.text, v.final.rule, s.tokens, s.finish))

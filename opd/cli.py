@@ -20,6 +20,7 @@ from opd.rollout.settings import EngineName
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 Form = Literal["chat", "few_shot"]
+Thinking = Literal["on", "off", "template"]
 UsageError = typer.BadParameter.__base__
 """What typer raises for a command line that it can't read."""
 
@@ -98,7 +99,7 @@ def evaluate(
     top_p: Annotated[float, typer.Option(min=1e-9, max=1, help="Sample the likeliest tokens of this mass.")] = 1.0,
     top_k: Annotated[int, typer.Option(min=0, help="Sample so many likeliest tokens; 0: all.")] = 0,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Default: the task's.")] = None,
-    thinking: Annotated[bool, typer.Option("--thinking", help="enable_thinking of the chat template.")] = False,
+    thinking: Annotated[Thinking, typer.Option(help="enable_thinking of a chat template that knows it.")] = "off",
     form: Annotated[Form, typer.Option(help="few_shot is for base models, which have no chat template.")] = "chat",
     system: Annotated[str | None, typer.Option(help="System message of the chat.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Keys every sampled answer.")] = 0,

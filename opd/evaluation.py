@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from opd.metrics import Clock
 from opd.parts import Parts, engine_for
 from opd.rollout.engine import Sampling
 from opd.rollout.files import read_rollouts, write_rollouts
-from opd.run import RunFolder
+from opd.run import SCORE_FILE, RunFolder, write_atomic
 from opd.step import divergences
 
 
@@ -36,7 +38,7 @@ def evaluate_teacher(checked: Checked, folder: RunFolder, ranks: Ranks, clock: C
 def evaluate_student(parts: Parts, who: str, *, steps: int) -> None:
     """The student's score on the engine that is up, and both KLs on the start student's text; once each a run.
 
-    A student in the middle or at the end of training that scores higher than all before it becomes `best/`.
+    A student in the middle or at the end of training that scores higher than the one in `best/` takes its place.
     """
     settings, folder, run = parts.checked.recipe.evaluate, parts.folder, parts.run
     if not settings or run.ranks.from_main(who in folder.scores().get(settings.task, {})):
@@ -46,17 +48,28 @@ def evaluate_student(parts: Parts, who: str, *, steps: int) -> None:
         score = parts.checked.evaluation(parts.engine, who=who, to=to) | {"steps": steps}
         if settings.fixed_text:
             score["fixed_text"] = divergences(run, fixed_text(parts))
-    if settings.every and steps and run.ranks.from_main(is_best(folder.scores().get(settings.task, {}), score)):
+    if settings.every and steps and run.ranks.from_main(is_best(folder.best_score(), score)):
         with run.clock("export"):
-            export(parts, folder.best)
+            keep_best(parts, score | {"who": who})
     if run.ranks.is_main:
         folder.add_score(settings.task, who, score)
     run.ranks.barrier()
 
 
-def is_best(before: dict[str, Any], score: dict[str, Any]) -> bool:
-    """Whether no trained student of the run scored as high; of equals the earlier one stays."""
-    return all(s["score"] < score["score"] for s in before.values() if s.get("steps"))
+def is_best(kept: dict[str, Any] | None, score: dict[str, Any]) -> bool:
+    """Whether the student scores higher than the one that is kept, if there is one; of equals the earlier one stays."""
+    return kept is None or kept["score"] < score["score"]
+
+
+def keep_best(parts: Parts, score: dict[str, Any]) -> None:
+    """The student in place of the one in `best/`, with its score; whole or not at all. Collective."""
+    folder, aside = parts.folder, parts.folder.path / ".best"
+    export(parts, aside)
+    if parts.run.ranks.is_main:
+        write_atomic(aside / SCORE_FILE, json.dumps(score, indent=2) + "\n")
+        shutil.rmtree(folder.best, ignore_errors=True)
+        aside.rename(folder.best)
+    parts.run.ranks.barrier()
 
 
 def export(parts: Parts, folder: Path) -> None:

@@ -37,7 +37,10 @@ def model_folder(model: str, revision: str | None = None) -> Path:
         return Path(model)
     from huggingface_hub import snapshot_download
 
-    return Path(snapshot_download(model, revision=revision, allow_patterns=["*.safetensors", "*.json", "*.jinja"]))
+    try:
+        return Path(snapshot_download(model, revision=revision, allow_patterns=["*.safetensors", "*.json", "*.jinja"]))
+    except OSError as error:
+        raise ModelError(f"can't fetch {model!r} ({error}); give a local folder, or try again") from None
 
 
 def _loaded(kind: Any, model: str, revision: str | None, **settings: Any) -> Any:

@@ -12,9 +12,11 @@ from opd.batch import Rollout
 from opd.config import Recipe
 from opd.distributed import Ranks
 from opd.doctor import Checked, longest_held_out
+from opd.grading.extract import opens_thought
 from opd.model_spec import ModelSettings
 from opd.models import DTYPES, load_model, token_count
 from opd.packing import Layout
+from opd.prompts import completion_text
 from opd.rewards import grade
 from opd.rollout.engine import RolloutEngine
 from opd.rollout.source import Source, live, recorded
@@ -125,8 +127,9 @@ def grader(checked: Checked) -> Grade | None:
         return None
 
     def graded(rollout: Rollout) -> float:
-        text = checked.tokenizer.decode(rollout.completion, skip_special_tokens=True)
-        return grade(text, rollout.extra["answer"])
+        prompt = [t for t, own in zip(rollout.token_ids, rollout.trained, strict=True) if not own]
+        said = completion_text(checked.tokenizer, rollout.completion)
+        return grade(said, rollout.extra["answer"], thinking=opens_thought(checked.tokenizer.decode(prompt)))
 
     return graded
 

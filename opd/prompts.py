@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from opd.batch import Prompt
 from opd.config import PromptSettings
 from opd.errors import DataError
+from opd.grading.extract import THOUGHTS_BEGIN, THOUGHTS_END
 from opd.seeds import generator_for
 
 
@@ -159,6 +160,13 @@ def render(
         raise DataError(
             f"the chat template refuses a prompt ({error}); see prompts.system and prompts.chat_template_kwargs"
         ) from None
+
+
+def completion_text(tokenizer: PreTrainedTokenizerBase, token_ids: list[int]) -> str:
+    """What a completion says: special tokens left out, but for the marks of a thought, which the grader reads."""
+    marks = tokenizer.convert_tokens_to_ids([THOUGHTS_BEGIN, THOUGHTS_END])
+    silent = {*tokenizer.all_special_ids} - {*marks}
+    return tokenizer.decode([i for i in token_ids if i not in silent])
 
 
 def _cell(row: dict[str, Any], column: str, number: int, settings: PromptSettings) -> str | list[dict[str, Any]]:

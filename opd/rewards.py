@@ -37,10 +37,10 @@ def judge_all(pairs: Iterable[tuple[str, str]], *, thinking: bool = False) -> li
         return list(threads.map(lambda pair: judge(*pair, thinking=thinking), pairs))
 
 
-def grade(completion: str, answer: str) -> float:
+def grade(completion: str, answer: str, *, thinking: bool = False) -> float:
     """1.0 if the completion's final answer equals `answer` (flexibly), else 0.0: the training reward.
 
     >>> grade("so it is \\\\boxed{1{,}000}", "1000"), grade("5 apples and 7", "5")
     (1.0, 0.0)
     """
-    return float(judge(completion, answer).flexible)
+    return float(judge(completion, answer, thinking=thinking).flexible)

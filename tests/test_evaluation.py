@@ -11,19 +11,15 @@ from safetensors.torch import load_file
 from opd.distributed import Ranks
 from opd.evaluation import evaluate_student, is_best
 from opd.rollout.engine import RolloutEngine
+from opd.run import RunFolder
 from tests import cases
 from tests.test_train import parts_of
 
 
 def test_the_best_is_the_first_of_the_highest_trained_ones():
-    before = {
-        "teacher": {"score": 0.9},
-        "student_start": {"score": 0.6, "steps": 0},
-        "step_5": {"score": 0.4, "steps": 5},
-    }
-    assert is_best(before, {"score": 0.5}), "teacher and untrained student do not count"
-    assert not is_best(before, {"score": 0.4}) and not is_best(before, {"score": 0.3})
-    assert is_best({}, {"score": 0.0})
+    assert is_best(None, {"score": 0.0})
+    assert is_best({"score": 0.4}, {"score": 0.5})
+    assert not is_best({"score": 0.4}, {"score": 0.4}) and not is_best({"score": 0.4}, {"score": 0.3})
 
 
 class Scores:
@@ -59,6 +55,15 @@ def scored(tmp_path: Path, scores: list[float], every: int) -> dict[str, torch.T
 def test_a_run_that_scores_on_the_way_keeps_its_best_student(tmp_path):
     best = scored(tmp_path, [0.9, 0.2, 0.5, 0.5, 0.4], every=1)
     assert float(best["model.embed_tokens.weight"][0, 0]) == 2
+
+
+def test_a_resumed_run_forgets_a_best_student_of_later_steps(tmp_path):
+    scored(tmp_path, [0.9, 0.2, 0.5, 0.4], every=1)
+    folder = RunFolder(tmp_path / "run")
+    folder.cut_to(2)
+    assert folder.best_score()["who"] == "step_2" and folder.best_score()["score"] == 0.5
+    folder.cut_to(1)
+    assert folder.best_score() is None and not folder.best.exists()
 
 
 def test_a_run_that_does_not_has_no_best(tmp_path):

@@ -7,12 +7,15 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 import pytest
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer
+from tokenizers.decoders import Fuse
+from tokenizers.models import WordLevel
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from opd.batch import Prompt
 from opd.config import PromptSettings
 from opd.errors import DataError
-from opd.prompts import PromptSet, load_prompts, render
+from opd.prompts import PromptSet, completion_text, load_prompts, render
 
 TEMPLATE = "{% for m in messages %}{{ '<pad>' if m['role'] == 'system' else '<unk>' }}{{ m['content'] }}{% endfor %}"
 GENERATION = "{% if add_generation_prompt %}={% endif %}{{ note or '' }}"
@@ -118,3 +121,20 @@ def test_order_depends_on_seed_and_epoch_alone():
     assert epoch != [p.index for p in prompts.of_step(1, 50, seed=0)], "a new order each epoch"
     assert epoch != [p.index for p in prompts.of_step(0, 50, seed=1)]
     assert epoch != sorted(epoch)
+
+
+def words(*texts: str) -> PreTrainedTokenizerFast:
+    """A tokenizer of whole words: ids 0 to 2 are special, and thoughts' marks are too."""
+    special = ["<end>", "<think>", "</think>"]
+    model = Tokenizer(WordLevel({text: i for i, text in enumerate([*special, *texts])}, unk_token="<end>"))
+    model.decoder = Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=model, eos_token="<end>", additional_special_tokens=["<think>", "</think>"]
+    )
+
+
+def test_a_completions_text_keeps_the_marks_of_a_thought_and_no_other_special_token():
+    tokenizer = words("seven ", "7")
+    assert tokenizer.decode([3, 2, 4, 0], skip_special_tokens=True) == "seven 7", "the grader would see no thought end"
+    assert completion_text(tokenizer, [3, 2, 4, 0]) == "seven </think>7"
+    assert completion_text(tokenizer, [1, 3, 0]) == "<think>seven "

@@ -5,6 +5,6 @@ far apart are their distributions), `rationales.py` (do both write alike), `repo
 Accuracy can rise while fidelity does not.
 """
 
-from eval.fidelity.report import TEXTS, Fidelity, fidelity, fidelity_from
+from eval.fidelity.report import TEXTS, Fidelity, fidelity
 
-__all__ = ["TEXTS", "Fidelity", "fidelity", "fidelity_from"]
+__all__ = ["TEXTS", "Fidelity", "fidelity"]

@@ -19,17 +19,18 @@ class AnswerFidelity:
     All right answers are one answer; wrong ones are the same where their plain text is; no answer agrees with nothing.
     stderr: of `observed`, clustered by problem. expected: by chance, answers drawn from each model's own whatever the
     problem; kappa: Cohen's, (observed − expected) / (1 − expected). where_right, where_wrong: observed among the pairs
-    whose teacher is right or wrong, None where there are none. ceiling: the teacher's with itself, each answer and its
-    next one to the problem; None for greedy or single answers.
+    whose teacher is right or wrong, None where there are none. self_agreement: the teacher's with itself, each answer
+    and its next one to the problem; None for greedy or single answers. A student that samples as the teacher does
+    reaches it; one that always gives the teacher's likeliest answer may pass it. Models must draw independently.
     """
 
     observed: float
     stderr: float
     expected: float
-    kappa: float
+    kappa: float | None
     where_right: float | None
     where_wrong: float | None
-    ceiling: float | None
+    self_agreement: float | None
     pairs: int
 
 
@@ -39,7 +40,7 @@ def answer_fidelity(student: Problems, teacher: Problems, *, greedy: bool) -> An
     pairs = [pair for problem in by_problem for pair in problem]
     whole = agreement(*zip(*pairs, strict=True))
     alone = [_pairs(answers, answers[1:]) for answers in teacher]
-    ceiling = None if greedy else _observed([pair for problem in alone for pair in problem])
+    itself = None if greedy else _observed([pair for problem in alone for pair in problem])
     return AnswerFidelity(
         observed=whole.observed,
         stderr=clustered([[float(a == b) for a, b in problem] for problem in by_problem])["stderr"],
@@ -47,7 +48,7 @@ def answer_fidelity(student: Problems, teacher: Problems, *, greedy: bool) -> An
         kappa=whole.kappa,
         where_right=_observed([pair for pair in pairs if pair[1] == RIGHT]),
         where_wrong=_observed([pair for pair in pairs if pair[1] != RIGHT]),
-        ceiling=ceiling,
+        self_agreement=itself,
         pairs=len(pairs),
     )
 

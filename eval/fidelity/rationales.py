@@ -12,7 +12,7 @@ def rationale_bleu(student: list[Sample], teacher: list[Sample]) -> float:
     return _bleu(_texts(student, 0), _texts(teacher, 0))
 
 
-def rationale_ceiling(teacher: list[Sample]) -> float | None:
+def rationale_self(teacher: list[Sample]) -> float | None:
     """The same of the teacher's second answers against its first; None where each problem has one."""
     second = _texts(teacher, 1)
     return _bleu(second, _texts(teacher, 0)) if second else None

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+import json
+from dataclasses import asdict, dataclass
 
 from eval.fidelity.answers import AnswerFidelity, answer_fidelity
-from eval.fidelity.rationales import rationale_bleu, rationale_ceiling
+from eval.fidelity.rationales import rationale_bleu, rationale_self
 from eval.fidelity.tokens import Text, token_fidelity
-from eval.results import Result
-from eval.runner import Host, Study
+from eval.identity import key_of
+from eval.runner import Evaluated, Host, Study
 from eval.samples import Sample
+from opd.batch import Prompt
 from opd.errors import ModelError
 from opd.models import DTYPES, load_model, token_count
-from opd.teacher.check import check_tokenizers
+from opd.run import write_atomic
+from opd.teacher.check import check_reading, check_tokenizers
 from opd.teacher.local import LocalTeacher
 
 TEXTS = 32
@@ -27,8 +29,8 @@ Tokens = dict[str, dict[str, dict[str, float]]]
 class Fidelity:
     """Answers, tokens on the student's and on the teacher's text, and rationales.
 
-    tokens: None where the models' tokenizers differ. bleu_ceiling: the teacher against itself, None for one answer a
-    problem.
+    tokens: None where the models' tokenizers differ. bleu_self: the teacher's second answers against its first, None
+    for one answer a problem.
     """
 
     student: str
@@ -37,44 +39,54 @@ class Fidelity:
     answers: AnswerFidelity
     tokens: Tokens | None
     bleu: float
-    bleu_ceiling: float | None
+    bleu_self: float | None
 
 
-def fidelity_from(found: dict[str, Any]) -> Fidelity:
-    """A fidelity as `asdict` made it."""
-    return Fidelity(**found | {"answers": AnswerFidelity(**found["answers"])})
-
-
-def fidelity(student: tuple[Study, Result], teacher: tuple[Study, Result], host: Host) -> Fidelity:
-    """Compare two evaluated models; loads both where their tokenizers agree."""
-    (our_study, ours), (their_study, theirs) = student, teacher
-    our_samples, their_samples = our_study.file.read(), their_study.file.read()
+def fidelity(student: Evaluated, teacher: Evaluated, host: Host) -> Fidelity:
+    """Compare two evaluated models; where their tokenizers agree, token by token, which loads both."""
+    our_samples, their_samples = student.study.file.read(), teacher.study.file.read()
+    theirs = teacher.result
     return Fidelity(
-        student=ours.model,
+        student=student.result.model,
         teacher=theirs.model,
-        task=ours.task,
-        answers=answer_fidelity(ours.graded, theirs.graded, greedy=not theirs.identity["temperature"]),
-        tokens=_tokens(our_study, their_study, our_samples, their_samples, host),
+        task=theirs.task,
+        answers=answer_fidelity(student.result.graded, theirs.graded, greedy=not theirs.identity["temperature"]),
+        tokens=_tokens(student.study, teacher.study, our_samples, their_samples, host),
         bleu=rationale_bleu(our_samples, their_samples),
-        bleu_ceiling=rationale_ceiling(their_samples),
+        bleu_self=rationale_self(their_samples),
     )
 
 
 def _tokens(
     student: Study, teacher: Study, our_samples: list[Sample], their_samples: list[Sample], host: Host
 ) -> Tokens | None:
+    """Measured once and kept beside the student's answers, under a name that depends on all that is compared."""
     try:
         check_tokenizers(student.tokenizer, teacher.tokenizer)
     except ModelError:
         return None
-    models = [
-        LocalTeacher(load_model(study.model, dtype=DTYPES[host.precision]).eval().requires_grad_(False))
-        for study in (student, teacher)
-    ]
-    prompts = [student.asked.prompts, teacher.asked.prompts]
-    found = {}
-    for whose, samples in (("student", our_samples), ("teacher", their_samples)):
-        first = [sample for sample in samples if sample.token_ids][:TEXTS]
-        texts = [Text(*(p[sample.problem].token_ids for p in prompts), sample.token_ids) for sample in first]
-        found[whose] = token_fidelity(*models, texts, tokens=token_count(student.tokenizer))
-    return found
+    texts = {
+        whose: _texts(samples, student.asked.prompts, teacher.asked.prompts)
+        for whose, samples in (("student", our_samples), ("teacher", their_samples))
+    }
+    compared = {whose: [asdict(text) for text in of_one] for whose, of_one in texts.items()}
+    key = key_of({"who": [student.file.identity, teacher.file.identity], "texts": compared})
+    path = student.folder / f"tokens-{key}.json"
+    if not path.exists():
+        models = [_loaded(study, host) for study in (student, teacher)]
+        size = token_count(student.tokenizer)
+        found = {whose: token_fidelity(*models, of_one, tokens=size) for whose, of_one in texts.items()}
+        write_atomic(path, json.dumps(found, indent=1) + "\n")
+    return json.loads(path.read_text())
+
+
+def _texts(samples: list[Sample], ours: list[Prompt], theirs: list[Prompt]) -> list[Text]:
+    """The first answers of at most TEXTS problems, after each model's own prompt."""
+    first = [sample for sample in samples if sample.token_ids][:TEXTS]
+    return [Text(ours[s.problem].token_ids, theirs[s.problem].token_ids, s.token_ids) for s in first]
+
+
+def _loaded(study: Study, host: Host) -> LocalTeacher:
+    model = load_model(study.model, dtype=DTYPES[host.precision]).to(host.device).eval().requires_grad_(False)
+    check_reading(model, study.asked.prompts[:4], "rows", study.model)
+    return LocalTeacher(model)

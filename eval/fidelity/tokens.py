@@ -45,12 +45,12 @@ def token_fidelity(
 def _compared(student: LocalTeacher, teacher: LocalTeacher, text: Text, tokens: int) -> Float[Tensor, "C 3"]:
     """Of each token: whether both would have said the same, KL(S‖T), KL(T‖S)."""
     ours, theirs = (
-        model.score(lay_out([_rollout(prompt, text.completion)], [0], layout="rows"))
+        model.score(lay_out([_rollout(prompt, text.completion)], [0], layout="rows").to(model.model.device))
         for model, prompt in ((student, text.student_prompt), (teacher, text.teacher_prompt))
     )
     heads = align(ours.head, theirs.head, tokens)
     parts = []
-    for rows in torch.arange(len(ours)).split(ROWS):
+    for rows in torch.arange(len(ours), device=ours.hidden_NH.device).split(ROWS):
         log_s_nV, log_t_nV = (
             head.logits(states.hidden_NH[rows]).log_softmax(-1)
             for states, head in zip((ours, theirs), heads, strict=True)
@@ -58,7 +58,7 @@ def _compared(student: LocalTeacher, teacher: LocalTeacher, text: Text, tokens: 
         gap_nV = log_s_nV - log_t_nV
         same_n = (log_s_nV.argmax(-1) == log_t_nV.argmax(-1)).to(gap_nV.dtype)
         parts.append(torch.stack([same_n, (log_s_nV.exp() * gap_nV).sum(-1), -(log_t_nV.exp() * gap_nV).sum(-1)], -1))
-    return torch.cat(parts).double()
+    return torch.cat(parts).double().cpu()
 
 
 def _rollout(prompt: list[int], completion: list[int]) -> Rollout:

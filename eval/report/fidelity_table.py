@@ -8,17 +8,17 @@ from eval.report.table import Table
 CAPTION = (
     "same answer: share of problems to which both give one final answer, right or wrong, ± standard error; κ: that "
     "beyond chance; teacher right, wrong: that share among the problems that the teacher solves, and among the others; "
-    "ceiling: the teacher with itself (sampled answers only). top-1: share of tokens before which both prefer the same "
-    "next one; KL: nats a token; both on the student's text / on the teacher's, first answers to at most "
-    f"{TEXTS} problems. BLEU of the student's answers against the teacher's; its ceiling: the teacher's second answers."
+    "itself: the teacher's next answer beside its own (sampled answers only). top-1: share of tokens before which both "
+    "prefer the same next one; KL: nats a token; both on the student's text / on the teacher's, first answers to at "
+    f"most {TEXTS} problems. BLEU of the student's answers against the teacher's, and of the teacher's own second ones."
 )
 
 
 def fidelity_table(fidelities: list[Fidelity]) -> Table:
     """A row for each student, teacher and task."""
     heads = (
-        "student → teacher", "task", "same answer", "κ", "teacher right", "teacher wrong", "ceiling", "top-1",
-        "KL(S‖T)", "KL(T‖S)", "BLEU", "BLEU ceiling",
+        "student → teacher", "task", "same answer", "κ", "teacher right", "teacher wrong", "itself", "top-1",
+        "KL(S‖T)", "KL(T‖S)", "BLEU", "BLEU itself",
     )  # fmt: skip
     return Table("Fidelity", heads, [_row(fidelity) for fidelity in fidelities], CAPTION)
 
@@ -29,15 +29,15 @@ def _row(f: Fidelity) -> tuple[str, ...]:
         f"{f.student} → {f.teacher}",
         f.task,
         f"{a.observed:.1%} ± {a.stderr:.1%}",
-        f"{a.kappa:.2f}",
+        "–" if a.kappa is None else f"{a.kappa:.2f}",
         _share(a.where_right),
         _share(a.where_wrong),
-        _share(a.ceiling),
+        _share(a.self_agreement),
         _both(f, "top1", "{:.1%}"),
         _both(f, "reverse_kl", "{:.3f}"),
         _both(f, "forward_kl", "{:.3f}"),
         f"{f.bleu:.1f}",
-        "–" if f.bleu_ceiling is None else f"{f.bleu_ceiling:.1f}",
+        "–" if f.bleu_self is None else f"{f.bleu_self:.1f}",
     )
 
 

@@ -1,4 +1,4 @@
-"""Writes the report of an evaluation: report.md, report.json, report.png, and a harness file for each model."""
+"""Writes the report of an evaluation: report.md, report.json, scores.png, and a harness file for each model."""
 
 from __future__ import annotations
 
@@ -23,22 +23,31 @@ def write_report(folder: Path, results: list[Result], fidelities: list[Fidelity]
     if fidelities:
         tables.append(fidelity_table(fidelities))
     folder.mkdir(parents=True, exist_ok=True)
-    e = results[0].environment
-    versions = ", ".join(f"{name} {version}" for name, version in e["versions"].items())
-    footer = f"\n```\n{e['command']}\n```\n\nCommit {e['commit']}; {e['machine']}; {versions}.\n"
-    write_atomic(folder / "report.md", "\n".join(table.markdown() for table in tables) + footer)
+    write_atomic(folder / "report.md", "\n".join([table.markdown() for table in tables] + _sources(results)))
     found = {
-        "environment": e,
-        "results": [{"model": r.model, "identity": r.identity, "score": r.score} for r in results],
+        "results": [
+            {"model": r.model, "identity": r.identity, "score": r.score, "environment": r.environment} for r in results
+        ],
         "tables": [asdict(table) for table in tables],
         "fidelity": [asdict(f) for f in fidelities],
     }
     write_atomic(folder / "report.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
-    plot_results(results, fidelities, folder / "report.png")
+    plot_results(results, fidelities, folder / "scores.png")
     for model in {result.model for result in results}:
         mine = [result for result in results if result.model == model]
-        write_atomic(folder / model / "harness.json", json.dumps(harness_results(mine), indent=1) + "\n")
+        write_atomic(folder / f"harness-{model}.json", json.dumps(harness_results(mine), indent=1) + "\n")
     return tables
+
+
+def _sources(results: list[Result]) -> list[str]:
+    """Each command that sampled some of the answers, with commit, machine and versions."""
+    sources = []
+    for e in [result.environment for result in results]:
+        versions = ", ".join(f"{name} {version}" for name, version in e["versions"].items())
+        source = f"```\n{e['command']}\n```\n\nCommit {e['commit']}; {e['machine']}; {versions}.\n"
+        if source not in sources:
+            sources.append(source)
+    return sources
 
 
 def _pairs(results: list[Result]) -> list[tuple[Result, Result]]:
@@ -47,5 +56,5 @@ def _pairs(results: list[Result]) -> list[tuple[Result, Result]]:
         (later, earlier)
         for i, earlier in enumerate(results)
         for later in results[i + 1 :]
-        if later.task == earlier.task and later.model != earlier.model
+        if later.task == earlier.task and later.model != earlier.model and len(later.graded) > 1
     ]

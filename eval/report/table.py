@@ -1,4 +1,4 @@
-"""Tables of results: scores, paired comparisons, fidelity; as Markdown, and as rich shows them."""
+"""Tables of results: scores and paired comparisons; as Markdown, and as rich shows them."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class Table:
 SCORES_CAPTION = (
     "avg: mean over a problem's answers, then over problems, ± standard error clustered by problem, and its 95 % "
     "interval; an answer counts however it is written, strict only in a box. pass@k: one of k answers is right; maj@k: "
-    "their vote is. cut off: answers that reached the length limit; no box: answers whose last value, not a box, was "
-    "graded. length in tokens, mean."
+    "their vote is. cut off: answers that reached the length limit; no box: answers without a box, whose "
+    "last phrase or value was graded. length in tokens, mean."
 )
 
 
@@ -60,15 +60,19 @@ def _score_row(result: Result) -> tuple[str, ...]:
         f"{result.task} v{result.identity['version']}",
         str(s["n"]),
         _sampling(result),
-        f"{s['score']:.1%} ± {s['stderr']:.1%}",
+        f"{s['score']:.1%}{_stderr(s['stderr'], s['n'])}",
         f"{s['low']:.1%} to {s['high']:.1%}",
-        f"{s['strict']:.1%} ± {s['strict_stderr']:.1%}",
+        f"{s['strict']:.1%}{_stderr(s['strict_stderr'], s['n'])}",
         f"{s['pass'][max(s['pass'], key=int)]:.1%} @{max(s['pass'], key=int)}" if several else "–",
         f"{s['majority'][top]:.1%} @{top}" if several else "–",
         f"{s['tokens']:,.0f}",
-        f"{s['truncated']:.1%}",
+        f"{s['truncated']:.1%}" + (f", {s['failed']:.1%} failed" if s["failed"] else ""),
         f"{s['unboxed']:.1%}",
     )
+
+
+def _stderr(value: float, n: int) -> str:
+    return f" ± {value:.1%}" if n > 1 else ""
 
 
 def _sampling(result: Result) -> str:
@@ -89,10 +93,10 @@ def comparison_table(pairs: list[tuple[Result, Result]]) -> Table:
                 f"{ours.task} v{ours.identity['version']}",
                 str(c.n),
                 f"{c.difference:+.1%} ± {c.stderr:.1%}",
-                f"{c.bootstrap_low:+.1%} to {c.bootstrap_high:+.1%}",
-                _p(c.bootstrap_p),
+                f"{c.low:+.1%} to {c.high:+.1%}" if c.stderr else "–",
+                _p(c.bootstrap_p) if c.stderr else "–",
                 "–" if c.mcnemar is None else _p(c.mcnemar),
-                f"{c.detectable:.1%}",
+                f"{c.detectable:.1%}" if c.stderr else "–",
             )
         )
     heads = ("models", "task", "n", "difference", "95 %", "p", "McNemar p", f"visible at {POWER:.0%}")
@@ -101,9 +105,10 @@ def comparison_table(pairs: list[tuple[Result, Result]]) -> Table:
 
 COMPARISON_CAPTION = (
     "On the same problems, so that what is hard for both cancels: difference ± standard error clustered by problem, "
-    "interval and p of a paired bootstrap over problems, exact McNemar (one answer a problem only). No p is corrected "
-    "for the number of rows. visible: the true difference that this many problems of this spread find with "
-    f"{POWER:.0%} power at p < {ALPHA:g}."
+    "its t interval, p of a paired bootstrap over problems, and for one answer a problem McNemar's exact p, which is "
+    "the one to read where few problems differ: a bootstrap is then too sure. No p is corrected for the number of "
+    "rows; a dash stands where all problems differ alike. visible: the true difference that this many problems of this "
+    f"spread find with {POWER:.0%} power at p < {ALPHA:g}."
 )
 
 

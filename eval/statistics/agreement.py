@@ -11,21 +11,21 @@ class Agreement:
 
     observed: float
     expected: float
-    kappa: float
+    kappa: float | None
     n: int
 
 
-def kappa(observed: float, expected: float) -> float:
+def kappa(observed: float, expected: float) -> float | None:
     """Cohen's κ = (observed − expected) / (1 − expected): 1 is full agreement, 0 is what chance gives, below is less.
 
-    0 where chance alone agrees always: nothing is left to show. Cohen, 1960, Educational and Psychological Measurement
-    20, 37. Any expectation may be given: for open answers, two models of accuracies a and b that err independently
-    agree with a·b + (1 − a)(1 − b) on what is right.
+    None where chance alone agrees always: nothing is left to show. Any expectation may be given: for open answers, two
+    models of accuracies a and b that err independently agree with a·b + (1 − a)(1 − b) on what is right. Cohen, 1960,
+    Educational and Psychological Measurement 20, 37.
 
     >>> kappa(0.7, 0.5), kappa(1.0, 1.0)
-    (0.3999999999999999, 0.0)
+    (0.3999999999999999, None)
     """
-    return (observed - expected) / (1 - expected) if expected < 1 else 0.0
+    return (observed - expected) / (1 - expected) if expected < 1 else None
 
 
 def agreement(ours: Sequence[Hashable], theirs: Sequence[Hashable]) -> Agreement:

@@ -46,7 +46,8 @@ def wilson(score: float, stderr: float, n: int, *, alpha: float = ALPHA) -> tupl
     size = max(n - 1, variance / stderr**2) if stderr > 0 else n - 1
     t = float(stats.t.ppf(1 - alpha / 2, n - 1))
     middle, half = score + t**2 / (2 * size), t * math.sqrt(variance / size + t**2 / (4 * size**2))
-    return max(0.0, (middle - half) / (1 + t**2 / size)), min(1.0, (middle + half) / (1 + t**2 / size))
+    low, high = ((middle + sign * half) / (1 + t**2 / size) for sign in (-1, 1))
+    return max(0.0, min(low, score)), min(1.0, max(high, score))
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,9 @@
 Version 1: zero-shot, boxed answer, mean of 16 samples at temperature 1.
 """
 
-from eval.tasks.base import Task
+from eval.tasks.base import INSTRUCTION, MEAN_AT_16, Task
 from eval.tasks.dataset import Dataset
-from eval.tasks.math500 import INSTRUCTION, MEAN_AT_16, SHOTS
+from eval.tasks.math500 import SHOTS
 
 TASK = Task(
     name="aime24",

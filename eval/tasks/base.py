@@ -10,6 +10,9 @@ Problem = dict[str, str]
 
 GREEDY = 0.0
 """The temperature of greedy decoding."""
+INSTRUCTION = "\nPlease reason step by step, and put your final answer within \\boxed{}."
+MEAN_AT_16 = Sampling(samples=16, max_new_tokens=8192, temperature=1.0)
+"""The protocol of TIP (arXiv 2604.14084): mean@16 at T = 1, answers of up to 8,192 tokens."""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ Version 1: zero-shot, boxed answer.
 Version 2: the file's problems are checked; four worked examples for base models. Chat prompts are as before.
 """
 
-from eval.tasks.base import GREEDY, Shot, Task
+from eval.tasks.base import GREEDY, INSTRUCTION, Shot, Task
 from eval.tasks.dataset import Dataset
 from opd.rollout.engine import Sampling
 
@@ -45,7 +45,7 @@ TASK = Task(
         question="question",
         marker="####",
     ),
-    instruction="\nPlease reason step by step, and put your final answer within \\boxed{}.",
+    instruction=INSTRUCTION,
     sampling=Sampling(samples=1, max_new_tokens=512, temperature=GREEDY),
     shots=SHOTS,
 )

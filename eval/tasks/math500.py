@@ -3,13 +3,8 @@
 Version 1: zero-shot, boxed answer, mean of 16 samples at temperature 1.
 """
 
-from eval.tasks.base import Shot, Task
+from eval.tasks.base import INSTRUCTION, MEAN_AT_16, Shot, Task
 from eval.tasks.dataset import Dataset
-from opd.rollout.engine import Sampling
-
-INSTRUCTION = "\nPlease reason step by step, and put your final answer within \\boxed{}."
-MEAN_AT_16 = Sampling(samples=16, max_new_tokens=8192, temperature=1.0)
-"""The protocol of TIP (arXiv 2604.14084): mean@16 at T = 1, answers of up to 8,192 tokens."""
 
 SHOTS = (
     Shot(

@@ -11,7 +11,7 @@ from opd.report.table import ROWS, gain
 
 MEANING = (
     "Exact match of final answers on held-out problems, by the mathematical grader of opd; gains on the same problems, "
-    "by a bootstrap over them. Every answer as it was graded stands in the run's `answers/`."
+    "paired. Every answer as it was graded stands in the run's `answers/`."
 )
 
 

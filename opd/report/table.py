@@ -46,11 +46,11 @@ def score_table(task: str, scores: dict[str, dict[str, Any]]) -> Table:
 
 
 def gain(score: dict[str, Any]) -> str:
-    """A student's paired difference from the untrained one in points, with its 95 % interval by bootstrap."""
+    """A student's paired difference from the untrained one in points, with its 95 % interval."""
     if "gain" not in score:
         return ""
     g = score["gain"]
-    return f"{100 * g['difference']:+.1f} [{100 * g['bootstrap_low']:+.1f}, {100 * g['bootstrap_high']:+.1f}]"
+    return f"{100 * g['difference']:+.1f} [{100 * g['low']:+.1f}, {100 * g['high']:+.1f}]"
 
 
 def divergence_line(metrics: list[Metrics]) -> str:

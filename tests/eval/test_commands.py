@@ -63,20 +63,55 @@ def test_models_and_teacher_are_scored_compared_and_plotted_once(opd, toy, start
     ):
         assert words in out
     results = Path("results")
-    assert {p.name for p in results.iterdir()} == {"student", "teacher", "report.md", "report.json", "report.png"}
-    report = json.loads((results / "report.json").read_text())
+    (written,) = results.glob("report-*")
+    assert {p.name for p in results.iterdir()} == {"student", "teacher", written.name}
+    files = {"report.md", "report.json", "scores.png", "harness-student.json", "harness-teacher.json"}
+    assert {p.name for p in written.iterdir()} == files
+    report = json.loads((written / "report.json").read_text())
     assert [(r["model"], r["identity"]["task"]) for r in report["results"]] == [
         (model, task) for model in ("student", "teacher") for task in ("arithmetic", "skills")
     ]
-    assert {"command", "commit", "versions", "machine"} <= report["environment"].keys()
+    assert {"command", "commit", "versions", "machine"} <= report["results"][0]["environment"].keys()
     assert [f["task"] for f in report["fidelity"]] == ["arithmetic", "skills"]
     assert set(report["fidelity"][0]["tokens"]) == {"student", "teacher"}
-    markdown = (results / "report.md").read_text()
+    markdown = (written / "report.md").read_text()
     assert markdown.count("## ") == 3 and "opd eval --model" in markdown
     files = {p: p.stat().st_mtime_ns for p in results.rglob("samples.jsonl")}
     evaluated(opd, toy)
     assert started == ["student", "teacher"], "what is finished is not repeated"
     assert files == {p: p.stat().st_mtime_ns for p in results.rglob("samples.jsonl")} and len(files) == 4
+
+
+def test_who_sampled_stays_said_and_another_call_has_another_report(opd, toy):
+    evaluated(opd, toy)
+    (folder,) = Path("results/student").glob("skills-*")
+    before = read_result(folder).environment["command"]
+    opd("eval", "--model", toy / "student", *ASKED, *HOST)
+    assert read_result(folder).environment["command"] == before and "--teacher" in before
+    assert len(list(Path("results").glob("report-*"))) == 2
+
+
+def test_fidelity_follows_the_answers(opd, toy):
+    """Answers that are replaced are compared anew, and so are their tokens."""
+    evaluated(opd, toy)
+    (report,) = Path("results").glob("report-*")
+    before = json.loads((report / "report.json").read_text())["fidelity"]
+    for student in Path("results/student").glob("*/samples.jsonl"):
+        (teacher,) = Path("results/teacher").glob(f"{student.parent.name.partition('-')[0]}-*/samples.jsonl")
+        header, theirs = student.read_text().splitlines()[0], teacher.read_text().splitlines()[1:]
+        student.write_text("\n".join([header, *theirs]) + "\n")
+    evaluated(opd, toy)
+    after = json.loads((report / "report.json").read_text())["fidelity"]
+    assert [f["bleu"] for f in after] == pytest.approx([100.0, 100.0]) != [f["bleu"] for f in before]
+    assert after[0]["tokens"]["student"] == after[0]["tokens"]["teacher"] != before[0]["tokens"]["student"]
+
+
+def test_scores_of_nothing_right_are_plotted_and_one_problem_is_not_compared(opd, toy):
+    for problems in ("10", "1"):
+        words = ["--tasks", "skills", "--problems", problems, "--max-new-tokens", "3"]
+        code, out, err = opd("eval", "--model", toy / "student", "--teacher", toy / "teacher", *words, *HOST)
+        assert code == 0 and "0.0%" in out, err
+        assert ("Paired comparisons" in out) is (problems == "10")
 
 
 def test_another_protocol_is_another_folder(opd, toy, started):
@@ -88,13 +123,14 @@ def test_another_protocol_is_another_folder(opd, toy, started):
 
 def test_the_harness_file_holds_what_its_users_look_for(opd, toy):
     evaluated(opd, toy)
-    found = json.loads(Path("results/student/harness.json").read_text())
+    (path,) = Path("results").glob("report-*/harness-student.json")
+    found = json.loads(path.read_text())
     assert set(found["results"]) == set(found["versions"]) == set(found["n-samples"]) == {"arithmetic", "skills"}
     (folder,) = Path("results/student").glob("arithmetic-*")
     score = read_result(folder).score
     assert found["results"]["arithmetic"]["exact_match,flexible-extract"] == score["score"]
     assert found["results"]["arithmetic"]["exact_match_stderr,strict-match"] == score["strict_stderr"]
-    assert found["n-samples"]["arithmetic"] == {"original": 400, "effective": 9}
+    assert found["n-samples"]["arithmetic"] == {"original": 9, "effective": 9}
 
 
 def test_finished_results_are_compared(opd, toy):
@@ -111,6 +147,12 @@ def assert_refused(ended: tuple[int, str, str], *words: str) -> None:
     assert (code, out) == (2, "") and err.startswith("opd: ") and err.count("\n") == 1, err
     for word in words:
         assert word in err, f"{word!r} is not in: {err}"
+
+
+def test_one_result_is_no_comparison_and_a_file_no_folder(opd, toy):
+    assert_refused(opd("compare", "results"), "at least two results")
+    Path("file").write_text("")
+    assert_refused(opd("eval", "--model", toy / "student", *ASKED, *HOST, "--out", "file/out"), "is a file")
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]", '{"model": "a"}'])

@@ -1,5 +1,6 @@
 """Answers stream to a file: a kill loses a round at most, nothing is sampled twice, and the end is the same."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -12,13 +13,15 @@ import pytest
 from transformers import AutoTokenizer
 
 from eval.asking import Asked, Asking, ask
-from eval.samples import SampleFile, rounds
+from eval.samples import SampleFile, rounds, sample
 from eval.tasks import TASKS
-from opd.batch import Rollout
+from eval.tasks.base import Shot
+from opd.batch import Prompt, Rollout
 from opd.distributed import Ranks
 from opd.errors import RunError
 from opd.rollout.engine import Completion, RolloutEngine
 from tests.launching import ROOT, environment
+from tests.test_prompts import words
 
 IDENTITY = {"weights": "a", "task": "arithmetic"}
 
@@ -87,10 +90,10 @@ def test_samples_stand_in_order_with_the_tokens_of_each_first_answer(tmp_path, a
     filled(path, asked, tokenizer, Counting())
     samples = SampleFile(path, IDENTITY, asked).read()
     assert [(s.problem, s.sample) for s in samples] == [(p, n) for p in range(150) for n in range(3)]
-    for sample in samples[:30]:
-        prompt = asked.prompts[sample.problem].token_ids
-        assert (sample.token_ids is None) == (sample.sample > 0) and sample.tokens == len(prompt) + 1
-        assert sample.token_ids is None or sample.token_ids[:-1] == prompt
+    for one in samples[:30]:
+        prompt = asked.prompts[one.problem].token_ids
+        assert (one.token_ids is None) == (one.sample > 0) and one.tokens == len(prompt) + 1
+        assert one.token_ids is None or one.token_ids[:-1] == prompt
     assert json.loads(path.read_text().splitlines()[0]) == IDENTITY
 
 
@@ -138,3 +141,41 @@ def test_a_killed_evaluation_ends_as_an_unbroken_one(toy, tmp_path):
         (whole,), (broken,) = tmp_path.glob(f"whole/*/*/{name}"), tmp_path.glob(f"broken/*/*/{name}")
         ours, theirs = (path.read_text().replace(str(tmp_path), "") for path in (whole, broken))
         assert ours.replace("/whole", "/broken") == theirs
+
+
+def test_a_round_that_stands_twice_is_not_the_next_one(tmp_path, asked, tokenizer):
+    """As two processes would leave a file that wrote it at once."""
+    path = tmp_path / "samples.jsonl"
+    filled(path, asked, tokenizer, Counting())
+    whole = path.read_text()
+    lines = whole.splitlines(keepends=True)
+    path.write_text("".join([*lines[:64], *lines[1:64], *lines[64:]]))
+    assert len(SampleFile(path, IDENTITY, asked).read()) == 63
+    filled(path, asked, tokenizer, Counting())
+    assert path.read_text() == whole
+
+
+def test_two_processes_do_not_write_one_file(tmp_path, asked, tokenizer):
+    path = tmp_path / "samples.jsonl"
+
+    class Meanwhile(Counting):
+        def sample(self, requests, sampling):
+            filled(path, asked, tokenizer, Counting())
+
+    with pytest.raises(RunError, match="another opd eval writes"):
+        filled(path, asked, tokenizer, Meanwhile())
+
+
+def test_a_base_models_answer_ends_before_its_next_question(toy, tmp_path):
+    """Text, tokens, their number and the finish are of the answer; the rest of the completion is nobody's."""
+    tokenizer = AutoTokenizer.from_pretrained(toy / "student")
+    task = dataclasses.replace(TASKS["arithmetic"], shots=(Shot("1+1=", "2"),))
+    asked = ask(task, tokenizer, Asking(problems=1, form="few_shot"))
+    asked = dataclasses.replace(asked, prompts=[Prompt(0, [1, 2], {"question": "3+4=", "answer": "7"})])
+
+    class Rambling(Counting):
+        def sample(self, requests, sampling):
+            return [Completion([3, 4, 5, 6, 3], [0.0] * 5, "length")]
+
+    (sampled,) = sample(Rambling(), asked.prompts, asked, words("7", "\n", "Q", ": 1+1"))
+    assert (sampled.text, sampled.tokens, sampled.token_ids, sampled.finish) == ("7", 1, [3], "stop")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from eval.asking import Asked
+from eval.asking import Asked, Asking
 from eval.samples import Sample
 from eval.scores import Graded, graded, score_of
 from eval.tasks import TASKS
@@ -41,7 +41,9 @@ def test_samples_are_graded_against_their_own_problem_and_an_open_thought_has_no
         Sample(i, n, t, 4, "stop") for i, n, t in [(0, 0, "it is 2"), (0, 1, r"\boxed{3}"), (1, 0, "3"), (1, 1, "")]
     ]
     sampling = TASKS["arithmetic"].sampling
-    rights = [[g.flexible for g in p] for p in graded(samples, Asked(TASKS["gsm8k"], "chat", sampling, prompts, False))]
+    rights = [
+        [g.flexible for g in p] for p in graded(samples, Asked(TASKS["gsm8k"], Asking(), sampling, prompts, False))
+    ]
     assert rights == [[True, False], [True, False]]
-    thinking = graded(samples, Asked(TASKS["gsm8k"], "chat", sampling, prompts, True))
+    thinking = graded(samples, Asked(TASKS["gsm8k"], Asking(), sampling, prompts, True))
     assert {g.rule for p in thinking for g in p} == {"unfinished"} and not any(g.flexible for p in thinking for g in p)

@@ -8,7 +8,7 @@ from opd.report.card import write_card
 from opd.report.table import gain, score_table
 
 START = {"score": 0.372, "stderr": 0.024, "n": 400, "truncated": 0.01, "tokens": 21.0}
-GAIN = {"difference": 0.545, "bootstrap_low": 0.49, "bootstrap_high": 0.6}
+GAIN = {"difference": 0.545, "low": 0.49, "high": 0.6}
 END = {"score": 0.918, "stderr": 0.014, "n": 400, "truncated": 0.0, "tokens": 20.5, "gain": GAIN}
 SCORES = {"arithmetic": {"teacher": START | {"score": 1.0}, "student_start": START, "student_end": END}}
 SUMMARY = {

@@ -3,7 +3,7 @@
 import pytest
 
 from eval.fidelity.answers import answer_fidelity
-from eval.fidelity.rationales import rationale_bleu, rationale_ceiling
+from eval.fidelity.rationales import rationale_bleu, rationale_self
 from eval.samples import Sample
 from eval.scores import Graded
 
@@ -25,14 +25,14 @@ def test_agreement_by_hand():
     assert found.expected == pytest.approx(expected)
     assert found.kappa == pytest.approx((0.4 - expected) / (1 - expected))
     assert found.stderr == pytest.approx((0.24 / 4) ** 0.5)
-    assert found.ceiling is None, "greedy answers always agree with themselves"
+    assert found.self_agreement is None, "greedy answers always agree with themselves"
 
 
 def test_the_ceiling_is_the_teacher_with_itself():
     teacher = [[RIGHT, RIGHT, FIVE], [FIVE, FIVE, FIVE]]
     found = answer_fidelity([[RIGHT] * 3, [FIVE] * 3], teacher, greedy=False)
-    assert found.ceiling == 0.75 and found.observed == pytest.approx(5 / 6)
-    assert answer_fidelity([[RIGHT]], [[RIGHT]], greedy=False).ceiling is None
+    assert found.self_agreement == 0.75 and found.observed == pytest.approx(5 / 6)
+    assert answer_fidelity([[RIGHT]], [[RIGHT]], greedy=False).self_agreement is None
     assert answer_fidelity([[RIGHT]], [[RIGHT]], greedy=False).where_wrong is None
 
 
@@ -47,5 +47,5 @@ def test_rationales_that_are_the_same_have_a_bleu_of_100_and_others_less():
     near = [sample(0, 0, "We add 3 and 4 and have 7 apples in all."), teacher[1]]
     far = [sample(0, 0, "Seven."), sample(1, 0, "Half an hour, I think it is.")]
     assert 100 > rationale_bleu(near, teacher) > 50 > 5 > rationale_bleu(far, teacher)
-    assert rationale_ceiling(teacher) is None
-    assert rationale_ceiling([*teacher, sample(0, 1, words[0]), sample(1, 1, words[1])]) == pytest.approx(100)
+    assert rationale_self(teacher) is None
+    assert rationale_self([*teacher, sample(0, 1, words[0]), sample(1, 1, words[1])]) == pytest.approx(100)

@@ -59,7 +59,7 @@ def test_fidelity_says_where_it_was_not_measured():
     }
     table = fidelity_table([Fidelity("a", "b", "gsm8k", answers, t, 12.3, None) for t in (tokens, None)])
     assert cells(table, 0)["top-1"] == "90.0% ± 1.0% / 90.0% ± 1.0%" and cells(table, 1)["top-1"] == "other tokenizer"
-    assert cells(table, 0)["teacher wrong"] == "–" and cells(table, 0)["BLEU ceiling"] == "–"
+    assert cells(table, 0)["teacher wrong"] == "–" and cells(table, 0)["BLEU itself"] == "–"
 
 
 @pytest.mark.parametrize("table", [scores_table(GREEDY), comparison_table([(GREEDY[0], GREEDY[1])])])

@@ -21,7 +21,7 @@ def test_a_textbooks_table():
 def test_the_ends_of_the_scale():
     assert kappa(1.0, 0.3) == 1.0 and kappa(0.3, 0.3) == 0.0 and kappa(0.0, 0.5) == -1.0
     assert agreement("AB", "AB").kappa == 1.0 and agreement("AB", "BA").kappa == -1.0
-    assert agreement("AA", "AA").kappa == 0.0, "both always say the same"
+    assert agreement("AA", "AA").kappa is None, "both always say the same"
     assert agreement([None, "A"], [None, "B"]).observed == 0.5
 
 

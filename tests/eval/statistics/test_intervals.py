@@ -93,3 +93,10 @@ def test_values_without_spread_give_no_width_no_nan_and_no_warning(values, p):
         warnings.simplefilter("error")
         found = bootstrap(values)
     assert (found.low, found.high, found.p) == pytest.approx((values[0], values[0], p))
+
+
+@pytest.mark.parametrize("score", [0.0, 1.0])
+def test_the_interval_holds_its_own_score_to_the_last_bit(score):
+    for n in range(2, 1500):
+        low, high = wilson(score, 0.0, n)
+        assert 0.0 <= low <= score <= high <= 1.0
