@@ -132,6 +132,21 @@ def loss_cost(shape: HeadShape, mode: Mode, *, share: float = 1.0, reads_teacher
     )
 
 
+def rank_bytes(shape: HeadShape, ranks: int = 1) -> int:
+    """What the teacher's head and a loss over it hold on a rank, at most, where R ranks share heads by vocabulary.
+
+    The head's V / R rows, and `loss_cost`'s peak for the rows N of each of R ranks. Alone, that is all. Else also what
+    ranks exchange: the states of all R·N rows, the sum over ranks of their gradient beside the rank's own, and the
+    gradient of the rank's part of the student's head once more, as one of the whole head.
+    """
+    part = replace(shape, rows=ranks * shape.rows).of_rank(ranks)
+    head = part.vocabulary * shape.teacher_hidden * shape.itemsize
+    states = part.rows * (shape.hidden + shape.teacher_hidden) * shape.itemsize
+    whole = shape.vocabulary * shape.hidden * shape.itemsize * shape.trains_head
+    exchanged = states + part.rows * shape.hidden * shape.working + whole if ranks > 1 else 0
+    return head + round(loss_cost(part, "streamed").peak_extra_bytes) + exchanged
+
+
 def _sweep_bytes(shape: HeadShape, mode: Mode, *, models: int, of_loss: bool) -> int:
     """Working memory of the rows that are worked on at once: states, products, and the worst of three moments.
 
