@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -54,16 +55,17 @@ class TiledHead(nn.Module):
         Where the teacher's head is cut by vocabulary, this rank goes over all ranks' N rows with its part of both
         heads; the statistics are of its own C rows, and the loss is its share of theirs.
         """
-        shard, (own, others) = teacher.shard, self._heads(teacher)
-        rows = OwnRows() if shard is None else AllRows.of(len(hidden_CH), hidden_CH.device, shard.group)
-        student = HiddenStates(rows.gather(hidden_CH), own)
-        teacher = HiddenStates(rows.gather(teacher.hidden_NH), others)
-        token_id_N = rows.gather(token_id_C)
+        rows, shard, (own, others) = OwnRows(), teacher.shard, self._heads(teacher)
+        if shard is not None:
+            rows = AllRows.of(len(hidden_CH), hidden_CH.device, shard.group)
+            shard = replace(shard, rows=rows)
+        student, teacher = HiddenStates(hidden_CH, own), HiddenStates(teacher.hidden_NH, others)
+        token_id_N = rows.gather({"token_id": token_id_C})["token_id"]
         found = row_statistics(with_normalisers(needs), student, teacher, token_id_N, settings, shard)
         statistics = rows.own(found)
         if pays_of is None:
             return None, statistics
-        known = found | rows.gather_all(known or {})
+        known = found | rows.gather(known or {})
         pays = [rows.gather_pay(pay) for pay in pays_of(statistics)]
         return rows.share(head_loss(student, teacher, pays, token_id_N, settings, weak_CH, known, shard)), statistics
 

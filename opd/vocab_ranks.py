@@ -11,13 +11,15 @@ from torch import Tensor
 
 from opd.head.pay import Pay
 from opd.head.shard import VocabShard
+from opd.head.weights import HiddenStates
 
 
 @dataclass(frozen=True)
 class RankShard(VocabShard):
-    """A shard on each rank of a process group, in order of rank."""
+    """A shard on each rank of a process group, in order of rank. rows: whose states are where; None: all on each."""
 
     group: Any = None
+    rows: AllRows | None = None
 
     @classmethod
     def of_rank(cls, vocabulary: int, group: Any = None) -> RankShard:
@@ -35,25 +37,37 @@ class RankShard(VocabShard):
         return total
 
     def gather(self, tensor: Tensor) -> Tensor:
-        parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size(self.group))]
-        dist.all_gather(parts, tensor.contiguous(), group=self.group)
-        return torch.stack(parts)
+        return _gathered(tensor, self.group)
+
+    def slab(self, states: HiddenStates, rows_n: Tensor) -> HiddenStates:
+        if self.rows is None:
+            return super().slab(states, rows_n)
+        slab_nH = states.hidden_NH.new_zeros(len(rows_n), states.hidden_NH.shape[1])
+        there, here = self.rows.meet(rows_n)
+        slab_nH[there] = states.hidden_NH[here]
+        dist.all_reduce(slab_nH, group=self.group)
+        return replace(states, hidden_NH=slab_nH)
+
+    def add_rows(self, sum_NH: Tensor, rows_n: Tensor, grad_nH: Tensor) -> None:
+        if self.rows is None:
+            return super().add_rows(sum_NH, rows_n, grad_nH)
+        there, here = self.rows.meet(rows_n)
+        sum_NH[here] += self.sum(grad_nH)[there]
+
+
+def _gathered(tensor: Tensor, group: Any) -> Tensor:
+    """[R, …]: every rank's, in order of rank."""
+    parts = tensor.new_empty(dist.get_world_size(group), *tensor.shape)
+    dist.all_gather(list(parts.unbind()), tensor.contiguous(), group=group)
+    return parts
 
 
 class OwnRows:
     """The rows of a rank whose heads are whole: it meets no other, and everything here is the identity."""
 
-    def gather(self, tensor: Tensor) -> Tensor:
-        """Every row that the rank's heads go over."""
-        return tensor
-
-    def gather_all(self, columns: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The same of each column."""
+    def gather(self, columns: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Of each column, all rows that the rank's heads go over."""
         return columns
-
-    def gather_pay(self, pay: Pay) -> Pay:
-        """The same of what rows pay."""
-        return pay
 
     def own(self, columns: dict[str, Tensor]) -> dict[str, Tensor]:
         """Of gathered columns, the rank's own rows."""
@@ -63,25 +77,29 @@ class OwnRows:
         """What the rank contributes to the step's loss, and to its gradient: ranks' shares add up to both."""
         return loss
 
+    def gather_pay(self, pay: Pay) -> Pay:
+        """What all rows pay that the rank's heads go over."""
+        columns = {field.name: getattr(pay, field.name) for field in fields(pay)}
+        return replace(pay, **self.gather({k: v for k, v in columns.items() if isinstance(v, Tensor)}))
+
 
 @dataclass(frozen=True)
 class AllRows(OwnRows):
-    """The rows of all ranks, one rank's after another's: each goes over all with its part of the vocabulary.
+    """The rows of all ranks, one rank's after another's: each goes over all of them with its part of the vocabulary.
 
-    sizes: rows of each rank. One collective to make it and one a gathered tensor, however many rows there are; all of
-    them in the forward pass.
+    sizes: rows of each rank. Columns of the token table are gathered whole, by one collective each, and states a slab
+    at a time (`RankShard.slab`).
     """
 
-    sizes: list[int]
+    sizes: tuple[int, ...]
     rank: int
     group: Any = None
 
     @classmethod
     def of(cls, rows: int, device: torch.device, group: Any = None) -> AllRows:
         """Where this rank has so many; collective."""
-        counts = torch.empty(dist.get_world_size(group), 1, dtype=torch.long, device=device)
-        dist.all_gather(list(counts.unbind()), torch.tensor([rows], device=device), group=group)
-        return cls(counts.flatten().tolist(), dist.get_rank(group), group)
+        sizes = _gathered(torch.tensor(rows, device=device), group).tolist()
+        return cls(tuple(sizes), dist.get_rank(group), group)
 
     @property
     def place(self) -> slice:
@@ -89,16 +107,13 @@ class AllRows(OwnRows):
         start = sum(self.sizes[: self.rank])
         return slice(start, start + self.sizes[self.rank])
 
-    def gather(self, tensor: Tensor) -> Tensor:
-        """Every rank's rows. Backward takes one's own rows of a gradient that the head has summed over all parts."""
-        return _Gather.apply(tensor, self)
+    def meet(self, rows_n: Tensor) -> tuple[Tensor, Tensor]:
+        """(places in `rows_n`, one's own rows that stand there)."""
+        there = ((rows_n >= self.place.start) & (rows_n < self.place.stop)).nonzero().squeeze(-1)
+        return there, rows_n[there] - self.place.start
 
-    def gather_all(self, columns: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {name: self.gather(columns[name]) for name in sorted(columns)}
-
-    def gather_pay(self, pay: Pay) -> Pay:
-        columns = {field.name: getattr(pay, field.name) for field in fields(pay)}
-        return replace(pay, **self.gather_all({k: v for k, v in columns.items() if isinstance(v, Tensor)}))
+    def gather(self, columns: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: self._whole(columns[name]) for name in sorted(columns)}
 
     def own(self, columns: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: column[self.place].clone() for name, column in columns.items()}
@@ -110,19 +125,11 @@ class AllRows(OwnRows):
         """
         return _Share.apply(loss, len(self.sizes))
 
-
-class _Gather(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, tensor: Tensor, rows: AllRows) -> Tensor:
-        ctx.place, most = rows.place, max(rows.sizes)
-        padded = torch.nn.functional.pad(tensor, [0, 0] * (tensor.ndim - 1) + [0, most - len(tensor)])
-        every = tensor.new_empty(len(rows.sizes), *padded.shape)
-        dist.all_gather(list(every.unbind()), padded.contiguous(), group=rows.group)
-        return torch.cat([part[:size] for part, size in zip(every, rows.sizes, strict=True)])
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
-        return grad[ctx.place], None
+    def _whole(self, column: Tensor) -> Tensor:
+        padded = column.new_zeros(max(self.sizes), *column.shape[1:])
+        padded[: len(column)] = column
+        parts = _gathered(padded, self.group)
+        return torch.cat([part[:size] for part, size in zip(parts, self.sizes, strict=True)])
 
 
 class _Share(torch.autograd.Function):

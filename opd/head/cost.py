@@ -135,16 +135,19 @@ def loss_cost(shape: HeadShape, mode: Mode, *, share: float = 1.0, reads_teacher
 def rank_bytes(shape: HeadShape, ranks: int = 1) -> int:
     """What the teacher's head and a loss over it hold on a rank, at most, where R ranks share heads by vocabulary.
 
-    The head's V / R rows, and `loss_cost`'s peak for the rows N of each of R ranks. Alone, that is all. Else also what
-    ranks exchange: the states of all R·N rows, the sum over ranks of their gradient beside the rank's own, and the
-    gradient of the rank's part of the student's head once more, as one of the whole head.
+    Its V / R rows, and `loss_cost`'s peak; alone, that is all. Else the R·N tokens of all ranks pass slab by slab, of
+    which one is there twice where it is summed over ranks, and the gradient of the rank's part of the student's head is
+    there once more, as one of the whole head.
     """
     part = replace(shape, rows=ranks * shape.rows).of_rank(ranks)
     head = part.vocabulary * shape.teacher_hidden * shape.itemsize
-    states = part.rows * (shape.hidden + shape.teacher_hidden) * shape.itemsize
+    peak = round(loss_cost(part, "streamed").peak_extra_bytes)
+    if ranks == 1:
+        return head + peak
+    elsewhere = (ranks - 1) * shape.rows * shape.hidden * shape.working
+    slab = part.slab("streamed") * shape.hidden * shape.working
     whole = shape.vocabulary * shape.hidden * shape.itemsize * shape.trains_head
-    exchanged = states + part.rows * shape.hidden * shape.working + whole if ranks > 1 else 0
-    return head + round(loss_cost(part, "streamed").peak_extra_bytes) + exchanged
+    return head + peak - elsewhere + slab + whole
 
 
 def _sweep_bytes(shape: HeadShape, mode: Mode, *, models: int, of_loss: bool) -> int:

@@ -45,13 +45,12 @@ def rank(index: int, folder: str, counts: list[int], weight_N: torch.Tensor) -> 
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=index, world_size=len(counts))
     student, teacher = models(sum(counts))
     mine = torch.arange(sum(counts)).split(counts)[index]
-    shard = RankShard.of_rank(V)
     rows = AllRows.of(len(mine), torch.device("cpu"))
+    shard = replace(RankShard.of_rank(V), rows=rows)
     parts = [
-        HiddenStates(rows.gather(states.hidden_NH[mine]), states.head.part(shard.start, shard.stop))
-        for states in (student, teacher)
+        HiddenStates(states.hidden_NH[mine], states.head.part(shard.start, shard.stop)) for states in (student, teacher)
     ]
     found = found_by(*parts, torch.arange(sum(counts)) % V, weight_N, shard)
-    own = {name: x if name in ("loss", "weight") else x[rows.place] for name, x in found.items()}
+    own = {name: x if name in ("loss", "weight", "hidden") else x[rows.place] for name, x in found.items()}
     torch.save(own, Path(folder, f"{index}.pt"))
     dist.destroy_process_group()
