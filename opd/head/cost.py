@@ -133,21 +133,19 @@ def loss_cost(shape: HeadShape, mode: Mode, *, share: float = 1.0, reads_teacher
 
 
 def rank_bytes(shape: HeadShape, ranks: int = 1) -> int:
-    """What the teacher's head and a loss over it hold on a rank, at most, where R ranks share heads by vocabulary.
+    """What the teacher's head and a loss over it, with its backward, hold on each of R ranks that share heads.
 
-    Its V / R rows, and `loss_cost`'s peak; alone, that is all. Else the R·N tokens of all ranks pass slab by slab, of
-    which one is there twice where it is summed over ranks, and the gradient of the rank's part of the student's head is
-    there once more, as one of the whole head.
+    The head's V / R rows, and `loss_cost`'s peak over the tokens of all ranks, of which the gradient of hidden states
+    is there of the rank's own N alone. With several ranks, the backward may be the worse moment: the gradient of the
+    rank's part of the student's head is then there once more, as one of the whole head.
     """
     part = replace(shape, rows=ranks * shape.rows).of_rank(ranks)
-    head = part.vocabulary * shape.teacher_hidden * shape.itemsize
-    peak = round(loss_cost(part, "streamed").peak_extra_bytes)
-    if ranks == 1:
-        return head + peak
-    elsewhere = (ranks - 1) * shape.rows * shape.hidden * shape.working
-    slab = part.slab("streamed") * shape.hidden * shape.working
-    whole = shape.vocabulary * shape.hidden * shape.itemsize * shape.trains_head
-    return head + peak - elsewhere + slab + whole
+    elsewhere = (part.rows - shape.rows) * shape.hidden * shape.working
+    forward = round(loss_cost(part, "streamed").peak_extra_bytes) - elsewhere
+    whole = shape.vocabulary * shape.hidden * shape.itemsize
+    own = (shape.rows + part.vocabulary * shape.trains_head) * shape.hidden * shape.working
+    backward = own + whole if ranks > 1 and shape.trains_head else own
+    return part.vocabulary * shape.teacher_hidden * shape.itemsize + max(forward, backward)
 
 
 def _sweep_bytes(shape: HeadShape, mode: Mode, *, models: int, of_loss: bool) -> int:
