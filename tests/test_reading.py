@@ -18,7 +18,8 @@ class Adapted(nn.Module):
     def __init__(self, base: nn.Linear) -> None:
         super().__init__()
         self.base_layer = base
-        self.down, self.up = nn.Linear(base.in_features, 2), nn.Linear(2, base.out_features)
+        kind = {"bias": False, "dtype": base.weight.dtype}
+        self.down, self.up = nn.Linear(base.in_features, 2, **kind), nn.Linear(2, base.out_features, **kind)
         nn.init.zeros_(self.up.weight)
 
     @property
