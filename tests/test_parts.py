@@ -1,16 +1,19 @@
 """The parts of a run are what its checked recipe says."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch.distributed as dist
 
 from eval.runner import Evaluation
+from opd.batch import Rollout
 from opd.distributed import Ranks
 from opd.doctor import check
-from opd.parts import load_models, shared_rows
+from opd.parts import grader, load_models, shared_rows
 from opd.recipe_text import parse_recipe
 from opd.vocab_ranks import RankShard
+from tests.test_prompts import words
 
 
 @pytest.mark.parametrize("head", ["whole", "by_vocabulary"])
@@ -35,3 +38,27 @@ def test_a_rank_keeps_the_rows_of_the_teachers_head_that_the_recipe_says(head: s
     expected = (None, every) if head == "whole" else (RankShard(first, every, every, first), every - first)
     assert (teacher.shard, len(teacher.model.lm_head.weight)) == expected
     assert shared_rows(models) == every, "tokens of both heads, all parts together"
+
+
+def test_a_reward_knows_a_thought_that_the_prompt_opened(toy: Path):
+    """As in evaluation: what stands before the thought's end is no answer."""
+    tokenizer = words("q ", "7", r"\boxed{7}")
+    recipe = parse_recipe(
+        {
+            "student": {"model": str(toy / "student")},
+            "teacher": {"type": "local", "model": str(toy / "teacher")},
+            "prompts": {"path": str(toy / "train.jsonl"), "answer": "answer", "max_tokens": 16},
+            "rollout": {"type": "transformers", "max_new_tokens": 16},
+            "loss": [{"objective": {"type": "reverse_kl"}}],
+        }
+    )
+    reward = grader(replace(check(recipe, Evaluation), tokenizer=tokenizer))
+
+    def rollout(prompt: list[int], completion: list[int]) -> Rollout:
+        n = len(completion)
+        trained = [False] * len(prompt) + [True] * n
+        return Rollout([*prompt, *completion], trained, [0.0] * n, [0] * n, "stop", 0, {"answer": "7"})
+
+    assert reward(rollout([3], [5, 0])) == 1.0
+    assert reward(rollout([3, 1], [5, 0])) == 0.0, "the thought never ended"
+    assert reward(rollout([3, 1], [3, 2, 5, 0])) == 1.0
