@@ -160,7 +160,7 @@ def first_box_end(text: str) -> int | None:
     r"""Where the first box ends whose braces close; None where there is none.
 
     >>> first_box_end(r"so \boxed{\frac{1}{2}}, and \boxed{3}")
-    23
+    22
     """
     for start in (match.end() for match in re.finditer(r"\\boxed\s*\{", text)):
         depth = 1

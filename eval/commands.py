@@ -29,8 +29,10 @@ def evaluate_models(
     with clock("prepare"):
         studies = prepare(models, tasks, asking, host, out)
     evaluated = evaluate(studies, host, clock)
-    with clock("fidelity"):
-        fidelities = _fidelities(evaluated, teacher, host) if teacher else []
+    fidelities = []
+    if teacher:
+        with clock("fidelity"):
+            fidelities = _fidelities(evaluated, teacher, host)
     folder = out / f"report-{key_of([one.result.identity for one in evaluated])}"
     with clock("write"):
         tables = write_report(folder, [one.result for one in evaluated], fidelities)

@@ -14,8 +14,8 @@ def group_normalised(reward_B: Float[Tensor, " B"], group_B: Int[Tensor, " B"]) 
 
     D³S, arXiv 2509.22115, after GRPO, arXiv 2402.03300. Never normalised again after rollouts are dropped.
 
-    >>> group_normalised(torch.tensor([1.0, 0.0, 5.0]), torch.tensor([0, 0, 1])).round(decimals=3).tolist()
-    [0.707, -0.707, 0.0]
+    >>> group_normalised(torch.tensor([1.0, 0.0, 5.0]), torch.tensor([0, 0, 1])).round(decimals=3)
+    tensor([ 0.7070, -0.7070,  0.0000])
     """
     advantage_B = torch.zeros_like(reward_B)
     for group in group_B.unique():

@@ -22,7 +22,7 @@ def pack(lengths: list[int], *, token_budget: int, ranks: int, layout: Layout) -
     of its lengths (`packed`), and never more than `token_budget`. Raises ValueError for a longer rollout.
 
     >>> pack([4, 3, 2], token_budget=6, ranks=2, layout="rows")
-    [[[0], []], [[1, 2]]]
+    [[[0]], [[1, 2]]]
     """
     if lengths and max(lengths) > token_budget:
         raise ValueError(f"a rollout of {max(lengths)} tokens does not fit token_budget {token_budget}; raise it")
