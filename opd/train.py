@@ -12,6 +12,7 @@ import torch
 
 from opd import checkpoint, distributed, schedules
 from opd.batch import Rollout
+from opd.config import Recipe
 from opd.doctor import Checked
 from opd.errors import TrainingError
 from opd.evaluation import evaluate_student, evaluate_teacher, export
@@ -49,7 +50,7 @@ def train(checked: Checked, folder: RunFolder, *, resume: bool) -> dict[str, Any
             progress.show(index + 1, describe(outcome.metrics))
             skips = skips + 1 if outcome.skipped else 0
             stop_if_lost(parts, outcome.rollouts, index, skips)
-            if recipe.evaluate and recipe.evaluate.every and (index + 1) % recipe.evaluate.every == 0:
+            if scores_at(recipe, index + 1):
                 evaluate_student(parts, f"step_{index + 1}", steps=index + 1)
             if (index + 1) % recipe.checkpoints.every == 0 or index + 1 == recipe.steps:
                 keep = recipe.checkpoints.keep
@@ -57,6 +58,12 @@ def train(checked: Checked, folder: RunFolder, *, resume: bool) -> dict[str, Any
                     checkpoint.save(parts.folder.checkpoints, parts.run.trainer, steps=index + 1, keep=keep)
     evaluate_student(parts, "student_end", steps=recipe.steps)
     return finish(parts, resumed_from=first)
+
+
+def scores_at(recipe: Recipe, steps: int) -> bool:
+    """Whether the student is scored on the way after so many steps; after the last one it is scored anyway."""
+    every = recipe.evaluate.every if recipe.evaluate else 0
+    return bool(every) and steps % every == 0 and steps < recipe.steps
 
 
 def build(checked: Checked, folder: RunFolder, *, resume: bool) -> Parts:

@@ -22,7 +22,7 @@ from opd.rollout.source import Source
 from opd.run import RunFolder
 from opd.stop import StopTokens
 from opd.teacher.placement import Placement
-from opd.train import one_step, train
+from opd.train import one_step, scores_at, train
 from recipes.quickstart.make_models import character_tokenizer
 from tests import cases, reference
 
@@ -137,3 +137,12 @@ def test_a_step_takes_its_ramps_values_and_logs_them(tmp_path: Path):
 def test_only_an_objective_that_reads_a_middle_layer_asks_for_one():
     assert cases.recipe("all").layer_share is None
     assert cases.recipe(loss=[{"objective": {"type": "uskd", "layer": 0.3}}]).layer_share == 0.3
+
+
+@pytest.mark.parametrize(
+    ("every", "steps", "scored"), [(0, 4, []), (2, 6, [2, 4]), (2, 5, [2, 4]), (5, 5, []), (1, 3, [1, 2])]
+)
+def test_the_last_step_is_scored_once(every, steps, scored):
+    recipe = cases.recipe(evaluate={"task": "arithmetic", "every": every}, steps=steps)
+    assert [done for done in range(1, steps + 1) if scores_at(recipe, done)] == scored
+    assert not scores_at(cases.recipe(steps=steps), steps)

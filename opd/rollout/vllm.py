@@ -47,7 +47,7 @@ class VLLMEngine(RolloutEngine):
                 distributed_executor_backend="external_launcher" if ranks.initialized else None,
                 disable_log_stats=True,
                 use_tqdm_on_load=False,
-                **_device_settings(settings),
+                **_device_settings(settings, max_tokens),
             )
         except Exception as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -132,7 +132,13 @@ def _environment() -> None:
         os.environ.setdefault(name, value)
 
 
-def _device_settings(settings: RolloutSettings) -> dict:
+def _device_settings(settings: RolloutSettings, max_tokens: int) -> dict:
     if torch.cuda.is_available():
         return {"gpu_memory_utilization": settings.gpu_memory_share, "enable_sleep_mode": settings.sleep}
-    return {"kv_cache_memory_bytes": settings.kv_cache_mib << 20, "enforce_eager": True}
+    return {
+        "kv_cache_memory_bytes": settings.kv_cache_mib << 20,
+        "enforce_eager": True,
+        # A prompt that is read in parts has its seeded generator turned back, which a CPU's can't do.
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(4096, max_tokens),
+    }

@@ -123,6 +123,13 @@ def test_top_k_and_top_p_bound_what_is_sampled(engine: RolloutEngine, toy: Path)
             assert logprob == pytest.approx(float(logits[position - 1, token] - three.values.logsumexp(0)), abs=1e-3)
 
 
+def test_more_prompt_tokens_than_are_read_at_once_are_sampled_with_their_seeds(engine: RolloutEngine, toy: Path):
+    """9,000 tokens of prompts in one call: no prompt may be read in parts, whose seeds a CPU can't turn back."""
+    asked = prompts(toy, *(f"{n:040d}+7=" for n in range(200)))
+    rollouts = engine.generate(asked, Sampling(1, 2, 1.0, ("many",)))
+    assert [r.group for r in rollouts] == list(range(200)) and {r.finish for r in rollouts} <= {"stop", "length"}
+
+
 def test_the_engine_follows_the_trainers_weights(engine: RolloutEngine, toy: Path):
     follows(engine, toy / "student", toy)
 
