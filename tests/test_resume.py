@@ -120,6 +120,8 @@ def assert_same(broken: Path, unbroken: Path) -> None:
     scores = summary(unbroken)["scores"]["arithmetic"]
     assert set(scores) == {"student_start", "step_4", "step_8", "step_12", "student_end"}
     assert summary(broken)["scores"]["arithmetic"] == scores
+    best, resumed = (load_file(run / "best" / "model.safetensors") for run in (unbroken, broken))
+    assert all(torch.equal(best[k], resumed[k]) for k in best)
 
 
 def test_three_kills_change_no_bit(toy: Path, tmp_path: Path, unbroken: Path):
