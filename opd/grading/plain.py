@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from opd.grading.units import DEGREES, MONEY, UNIT_TAIL, scaled
+
 SIGNS = {
     "−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "÷": "/", "π": r"\pi ", "∞": r"\infty ", "∪": r"\cup ",
-    "∩": r"\cap ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "±": r"\pm ", "∈": r"\in ", "θ": r"\theta ", "°": "",
+    "∩": r"\cap ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "±": r"\pm ", "∈": r"\in ", "θ": r"\theta ",
     "²": "^{2}", "³": "^{3}", "½": r"\frac{1}{2}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}", "¼": r"\frac{1}{4}",
-    "¾": r"\frac{3}{4}", "⅕": r"\frac{1}{5}", "⅛": r"\frac{1}{8}", "€": "", "£": "", "¢": "", "∅": r"\emptyset ",
+    "¾": r"\frac{3}{4}", "⅕": r"\frac{1}{5}", "⅛": r"\frac{1}{8}", "∅": r"\emptyset ",
+    "°": r"^\circ ", "€": " euros ", "£": " pounds ", "¢": " cents ",
     "“": '"', "”": '"', "’": "'", "‘": "'", "√": r"\sqrt ",
 }  # fmt: skip
 """What people type instead of LaTeX."""
@@ -18,12 +21,8 @@ WORDS = re.compile(
 )
 SPACES = re.compile(r"(?<!\\)\\[,;:!> ]|\\q?quad\b|\\(?:hspace|phantom)\*?\{[^{}]*\}|~|\\displaystyle\b|\\textstyle\b")
 SIZES = re.compile(r"\\(?:left|right|[bB]igg?[lrm]?)(?![A-Za-z])\.?")
-DEGREES = re.compile(
-    r"\^\s*\{?\s*\\(?:circ|degree)\b\s*\}?|\\(?:circ|degree)\b|(?<=[\d} ])\s*\bdegrees?\b(?:\s+(?:C|F)\b)?"
-)
 ANGLE = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-z])")
 PERCENT = re.compile(r"\\?%|\bper\s?cent\b")
-MONEY = re.compile(r"\\?\$|\b(?:dollars?|USD|cents?|euros?|pounds?)\b")
 FUNCTIONS = set(
     re.findall(
         r"\w+",
@@ -32,21 +31,22 @@ FUNCTIONS = set(
     )
 )
 """Letters in a row that are mathematics, with or without their backslash."""
-UNIT = (
-    r"(?:(?:kilo|centi|milli)?(?:met(?:er|re)|gram|lit(?:er|re))s?|[mcdk]?m|[km]?g|m?L|in|ft|yd|mi|miles?|inch(?:es)?"
-    r"|foot|feet|yards?|lbs?|oz|pounds?|ounces?|gallons?|s|secs?|seconds?|mins?|minutes?|h|hrs?|hours?|days?|weeks?"
-    r"|months?|years?|mph|kph|units?|square|cubic|sq|cu|rad|radians?|per)"
-)
-POWER = r"(?:\s*\^\{?[23]\}?)?"
-UNIT_TAIL = re.compile(
-    rf"(?<=[\d}})\s])\s*(?:(?<=\s)|(?<![A-Za-z])(?=[A-Za-z]{{2}})){UNIT}{POWER}(?:(?:\s*/\s*|\s+){UNIT}{POWER})*\s*$"
-)
 WORD_TAIL = re.compile(r"(?<=[\d})])\s+[A-Za-z][A-Za-z'-]+(?:\s+[A-Za-z][A-Za-z'-]*)*\s*$")
-"""`18 apples`: words after a value, none of which is a connective of several values."""
-LEFT_SIDE = re.compile(
-    r"^(?:\([a-z](?:\s*,\s*[a-z])+\)|[A-Za-z]|\\[a-z]+)[A-Za-z]?(?:_\{?\w+\}?)?'*(?:\([^()=]*\))?\s*(?:=|\\in(?![a-z])|:=)\s*"
+"""`18 apples`: words after a value, of which none tells another amount or joins several values."""
+CONNECTIVE = re.compile(r"\b(?:or|and|to|if|not|is|[AaPp][Mm])\b")
+AMOUNT = re.compile(
+    r"\b(?:not|never|than|at (?:least|most)|up to|(?:hundred|thousand|million|billion|trillion|dozen)s?|out of|half"
+    r"|twice|halves|thirds|fourths|fifths|sixths|sevenths|eighths|ninths|tenths|hundredths|thousandths|double|triple|squared"
+    r"|cubed|plus|minus|negative|mod|modulo|base|factorial|except|between|times (?:as|the|more|less|[a-z]\b)"
+    r"|(?:over|under|above|below) (?:\$|\d|[a-z]$)|or (?:more|less))\b",
+    re.IGNORECASE,
 )
-LATER = ("=", "<", ">", r"\le", r"\ge", r"\in")
+"""Words that make another amount of a number beside them."""
+LEFT_SIDE = re.compile(
+    r"^((?:\([a-z](?:\s*,\s*[a-z])+\)|[A-Za-z]|\\[a-z]+)[A-Za-z]?(?:_\{?\w+\}?)?'*(?:\([^()=]*\))?)\s*"
+    r"(?:=|\\in(?![a-z])|:=)\s*"
+)
+RELATION = re.compile(r"[=<>]|\\(?:le|ge|in|ne)(?![a-z])")
 
 
 def plain(text: str) -> str:
@@ -66,6 +66,7 @@ def plain(text: str) -> str:
         text = shorter
     text = re.sub(r"\b([ap])\.\s?m\b", r"\1m", text, flags=re.IGNORECASE).replace(r"\varnothing", r"\emptyset")
     text = re.sub(r"^\((\w+)\)(?=_)", r"\1", text)
+    text = re.sub(r"^(?:negative|minus)\s+(?=[\d\\.$])", "-", scaled(text), flags=re.IGNORECASE)
     text = text.replace("<=", r"\le ").replace(">=", r"\ge ")
     text = SIZES.sub("", SPACES.sub(" ", text))
     text = re.sub(r"\\[dtc]frac(?![A-Za-z])", r"\\frac", text)
@@ -85,15 +86,25 @@ def value(text: str) -> str:
         text = DEGREES.sub(r" \\cdot \\frac{\\pi}{180}", text)
     text = re.sub(r"\s+", " ", PERCENT.sub("", MONEY.sub("", DEGREES.sub("", text)))).strip()
     text = re.sub(r"^\{(\([^{}]*\))\}$", r"\1", text)
-    text = LEFT_SIDE.sub("", text, count=1).strip() if sum(text.count(sign) for sign in LATER) == 1 else text
+    text = LEFT_SIDE.sub("", text, count=1).strip() if name(text) else text
     text = MONEY.sub("", text).strip()
     text = re.sub(r"(?<=\d)\s*\\(?:rm|it)\b", " ", text)
     bare = UNIT_TAIL.sub("", text).strip()
     bare = bare if bare else text
     words = WORD_TAIL.search(bare)
-    if words and not re.search(r"\b(?:or|and|to|if|not|is|[AaPp][Mm])\b", words[0]):
+    if words and not CONNECTIVE.search(words[0]) and not AMOUNT.search(words[0]) and not _functions(words[0]):
         bare = bare[: words.start()].strip()
     return _thousands(bare.rstrip("."))
+
+
+def name(text: str) -> str:
+    r"""What a plain answer says it is the value of, without spaces and braces; empty where it doesn't.
+
+    >>> name("x_{1} = 5"), name(r"y \in [2, 3]"), name("f(x) = x^2"), name("x = 3 = y")
+    ('x_1', 'y', 'f(x)', '')
+    """
+    match = LEFT_SIDE.match(text)
+    return re.sub(r"[\s{}]", "", match[1]) if match and len(RELATION.findall(text)) == 1 else ""
 
 
 def words(text: str) -> str | None:
@@ -109,6 +120,10 @@ def words(text: str) -> str | None:
 def percent(text: str) -> bool:
     """Whether the answer is a percentage."""
     return bool(PERCENT.search(text))
+
+
+def _functions(text: str) -> set[str]:
+    return FUNCTIONS & set(text.split())
 
 
 def _thousands(text: str) -> str:
