@@ -24,8 +24,12 @@ CHAIN = re.compile(r"^(.+?)(<|>|\\le|\\ge)(?![a-z])(.+?)(?:(<|>|\\le|\\ge)(?![a-
 CODE = re.compile(r"\\|\w\(|[=_]")
 APART = re.compile(r"(?<![_\d])\d+\s+\d")
 DECIMAL = re.compile(r"(\d*)\.(\d+)")
-UNFINISHED = re.compile(r"(?:[-+*/=^_]|\\(?:times|cdot|div|pm))$")
-SET_NAMES = re.compile(r"\\(?:mathbb|Bbb)\{?R\}?")
+UNFINISHED = re.compile(r"(?:[-+*/=^_]|\\(?:times|cdot|div|pm|ldots))$")
+ALL_REALS = re.compile(
+    r"\\(?:mathbb|Bbb)\{?R\}?|^(?:the )?(?:set of )?all real(?: number|s| value| x)?s?(?: of x)?$", re.IGNORECASE
+)
+NOTHING = re.compile(r"^(?:none|no (?:real )?solutions?|(?:the )?empty set|\\?\{ ?\\?\})$", re.IGNORECASE)
+CLOCK = re.compile(r"^(\d{1,2}:\d\d) ?[ap]m$", re.IGNORECASE)
 
 
 def equal(found: str, gold: str) -> bool:
@@ -95,7 +99,7 @@ class Group:
 
 def _typed(text: str) -> str | Group:
     """The text, or what it is a group of."""
-    text = SET_NAMES.sub(r"(-\\infty,\\infty)", text.strip())
+    text = ALL_REALS.sub(r"(-\\infty,\\infty)", NOTHING.sub(r"\\emptyset", text.strip()))
     for read in READERS:
         if (group := read(text)) is not None:
             return group
@@ -236,6 +240,8 @@ def _same_values(ours: str, theirs: str) -> bool:
 def _same(ours: str | Group, theirs: str | Group) -> bool:
     if isinstance(ours, Group) and isinstance(theirs, Group):
         return _same_groups(ours, theirs)
+    if isinstance(ours, Group) and not ours.ordered and len(ours.parts) > 1 and ours.brackets != "union":
+        return len(ours.parts) <= LONGEST_GROUP and all(_same(_typed(value(part)), theirs) for part in ours.parts)
     if isinstance(ours, Group) or isinstance(theirs, Group):
         group, text = (ours, theirs) if isinstance(ours, Group) else (theirs, ours)
         return len(group.parts) == 1 and not group.ordered and _same(_typed(group.parts[0]), text)
@@ -284,6 +290,8 @@ def _same_leaves(ours: str, theirs: str) -> bool:
     a, b = number(ours), number(theirs)
     if a is not None and b is not None:
         return a == b or rounds(ours, b) or rounds(theirs, a)
+    if (clock := CLOCK.match(ours)) and clock[1] == theirs:
+        return True
     if words(ours) is not None or words(theirs) is not None:
         return words(ours) == words(theirs) or (b is not None and a is None and _only_number(ours) == b)
     if any(mark in ours + theirs for mark in (":", '"', "?")):

@@ -53,6 +53,7 @@ REASON = re.compile(
 CONCLUSION = re.compile(r",\s(?:so|thus|hence|therefore|making|giving)\b", re.IGNORECASE)
 """What begins, behind a computation, what it was for."""
 ARITHMETIC = re.compile(r"(?:[\d\s+\-−*/×÷().,$%^{}]|\\(?:[dt]?frac|times|cdot|div|left|right|sqrt|\$|%))+$")
+OPERATION = re.compile(r"[\d)}]\s*[-+−*/×÷^]|\\(?:[dt]?frac|times|cdot|div|sqrt)")
 END = re.compile(r"\n|(?<!\d)\.(?=\s|$)|(?<=\d)\.(?=\s|$)|(?<=[}$\]*])\.(?=\s|$)|;|[!?](?=\s|$)(?<=[A-Za-z][!?])")
 NOTE = re.compile(r"\n[ \t*_(]*(?:note|remark|disclaimer|n\.b\.)s?\b", re.IGNORECASE)
 """Where a remark behind the answer begins."""
@@ -179,7 +180,7 @@ def _clause(rest: str) -> str:
 def _result(text: str) -> str:
     """The right side of a computation's last equals sign; other text as it is."""
     *before, last = text.split("=")
-    computed = before and last.strip() and before[-1].strip() and ARITHMETIC.match(before[-1].strip())
+    computed = before and last.strip() and ARITHMETIC.match(before[-1]) and OPERATION.search(before[-1])
     return last.strip() if computed else text
 
 

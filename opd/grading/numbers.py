@@ -12,6 +12,8 @@ SIGNED = re.compile(rf"([-+]?)({DECIMAL})$")
 FRACTION = re.compile(rf"([-+]?)(?:\\frac\{{([-+]?{DECIMAL})\}}\{{([-+]?{DECIMAL})\}}|({DECIMAL})/({DECIMAL}))$")
 MIXED = re.compile(r"([-+]?)(\d+)(?:\s*\\frac\{(\d+)\}\{(\d+)\}|\s+(\d+)/(\d+))$")
 REPEATING = re.compile(r"([-+]?)(\d*)\.(\d*)\\overline\{(\d+)\}$")
+CONTINUED = re.compile(r"([-+]?)(\d*)\.(\d*?)(?:(\d)\4{2,}|(\d{2,9}?)\5+)\\ldots$")
+"""0.333… and 0.1212…: one digit at least three times, or more at least twice."""
 SCIENTIFIC = re.compile(rf"([-+]?{DECIMAL})(?:[eE]|(?:\\times|\\cdot|\*)10\^)\{{?([-+]?\d{{1,3}})\}}?$")
 
 
@@ -54,8 +56,9 @@ def number(text: str) -> Fraction | None:
     if match := FRACTION.match(tight):
         above, below = Fraction(match[2] or match[4]), Fraction(match[3] or match[5])
         return _signed(match[1], above / below) if below else None
-    if match := REPEATING.match(tight):
-        period = Fraction(int(match[4]), 10 ** len(match[4]) - 1) / 10 ** len(match[3])
+    if match := REPEATING.match(tight) or CONTINUED.match(tight):
+        digits = match[4] or match[5]
+        period = Fraction(int(digits), 10 ** len(digits) - 1) / 10 ** len(match[3])
         return _signed(match[1], Fraction(f"{match[2] or 0}.{match[3] or 0}") + period)
     if match := SCIENTIFIC.match(tight):
         return Fraction(match[1]) * Fraction(10) ** int(match[2])

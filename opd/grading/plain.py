@@ -7,6 +7,8 @@ import unicodedata
 
 from opd.grading.units import DEGREES, MONEY, UNIT_TAIL, scaled
 
+MONTHS = "January|February|March|April|May|June|July|August|September|October|November|December"
+
 SIGNS = {
     "−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "÷": "/", "π": r"\pi ", "∞": r"\infty ", "∪": r"\cup ",
     "∩": r"\cap ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "±": r"\pm ", "∈": r"\in ", "θ": r"\theta ",
@@ -21,6 +23,10 @@ WORDS = re.compile(
 )
 SPACES = re.compile(r"(?<!\\)\\[,;:!> ]|\\q?quad\b|\\(?:hspace|phantom)\*?\{[^{}]*\}|~|\\displaystyle\b|\\textstyle\b")
 SIZES = re.compile(r"\\(?:left|right|[bB]igg?[lrm]?)(?![A-Za-z])\.?")
+DATE = re.compile(rf"\b(\d{{1,2}})(?:st|nd|rd|th)?(?: of)? ({MONTHS})\b", re.IGNORECASE)
+MARKS = re.compile(r"\\(?:underline|uline)(?=\s*\{)|\\(?:text)?color\s*\{[^{}]*\}")
+DOTS = re.compile(r"(?<=\d)\s?(?:\.\.\.|\\[lc]?dots(?:[cbmi]\b)?)$")
+CHOOSE = re.compile(r"\{([^{}]*)\\choose\b([^{}]*)\}")
 ANGLE = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-z])")
 PERCENT = re.compile(r"\\?%|\bper\s?cent\b")
 FUNCTIONS = set(
@@ -58,6 +64,7 @@ def plain(text: str) -> str:
     for sign, spelled in SIGNS.items():
         text = text.replace(sign, spelled)
     text = unicodedata.normalize("NFKC", text).strip().strip("`").strip()
+    text = DATE.sub(r"\2 \1", CHOOSE.sub(r"\\binom{\1}{\2}", MARKS.sub("", text)))
     text = re.sub(r"\*\*|__(?=\w)|(?<=\w)__", "", text)
     text = re.sub(r"\\[()\[\]]|^\$+|\$+$", " ", text).replace("$$", " ")
     text = re.sub(r"(?<=\d)(?:,\\!|\\[,!;]|\{,\}|\\ )(?=\d{3}(?!\d))", "", text)
@@ -73,7 +80,8 @@ def plain(text: str) -> str:
     text = _braced_arguments(re.sub(r"\\(?:leq|leqslant)\b", r"\\le", re.sub(r"\\(?:geq|geqslant)\b", r"\\ge", text)))
     text = re.sub(r"\\(?:lt|gt)\b", lambda match: {r"\lt": "<", r"\gt": ">"}[match[0]], text)
     text = re.sub(r"\\(?:mid|vert|lvert|rvert)\b", "|", text).replace(r"\cdotp", r"\cdot")
-    return re.sub(r"\s+", " ", text).strip().rstrip(".,;:").strip()
+    text = DOTS.sub(r"\\ldots", re.sub(r"\s+", " ", text).strip())
+    return text.rstrip(".,;:").strip()
 
 
 def value(text: str) -> str:
