@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 
-from opd.grading.isolated import same_mathematics
+from opd.grading.isolated import Undecided, same_mathematics
 from opd.grading.numbers import number, rounds, tightened
 from opd.grading.plain import AMOUNT, RELATION, name, percent, plain, value, words
 from opd.grading.units import same_units
@@ -32,8 +33,12 @@ NOTHING = re.compile(r"^(?:none|no (?:real )?solutions?|(?:the )?empty set|\\?\{
 CLOCK = re.compile(r"^(\d{1,2}:\d\d) ?[ap]m$", re.IGNORECASE)
 
 
-def equal(found: str, gold: str) -> bool:
-    r"""Whether a careful marker would take `found` for `gold`.
+def equal(found: str, gold: str) -> bool | None:
+    r"""Whether a careful marker would take `found` for `gold`; None where algebra could not be decided in time.
+
+    Units, left sides and bases may be left out, but those that both have must agree. A decimal is equal to a fraction
+    without a finite decimal from six right digits on, and to a root or the like never, unless the known answer is a
+    decimal itself.
 
     >>> equal("18 dollars", "18"), equal(r"\{2, 1\}", r"\{1,2\}"), equal("(2,1)", "(1,2)"), equal("0.33", r"\frac13")
     (True, True, False, False)
@@ -54,6 +59,34 @@ def equal(found: str, gold: str) -> bool:
         return next(verdict for verdict in verdicts if verdict is not None)
     except RecursionError:  # brackets in brackets, hundreds deep
         return False
+    except Undecided:
+        return None
+
+
+def label(text: str) -> str:
+    r"""What equal answers usually share, to count them by: an exact number, parts in order, or text in small letters.
+
+    Units, percent signs and left sides are left out, sets are sorted; empty where there is no answer.
+
+    >>> label(r"x = \dfrac12"), label("50\\%"), label(r"\{2, 1\}"), label("(B)"), label(r"\text{No}")
+    ('1/2', '50', '1,2', 'b', 'no')
+    """
+    said = plain(text[:LONGEST])
+    if choice := CHOICE.match(said):
+        return choice[1].lower()
+    try:
+        return _label(_typed(value(said)))
+    except RecursionError:
+        return _tight(said).lower()
+
+
+def _label(typed: str | Group) -> str:
+    if isinstance(typed, Group):
+        parts = [_label(_typed(value(part))) for part in typed.parts]
+        around = typed.brackets if typed.ordered else ""
+        return around[:1] + ",".join(parts if typed.ordered else sorted(parts)) + around[1:]
+    exact = number(typed)
+    return str(exact) if exact is not None else words(typed) or _tight(typed).lower()
 
 
 def balanced(text: str) -> bool:
@@ -261,11 +294,18 @@ def _same_groups(ours: Group, theirs: Group) -> bool:
         return all(_same_values(a, b) for a, b in pairs)
     left = list(theirs.parts)
     for part in ours.parts:
-        match = next((i for i, other in enumerate(left) if _same_values(part, other)), None)
+        match = _place(part, left)
         if match is None:
             return False
         del left[match]
     return True
+
+
+def _place(part: str, others: list[str]) -> int | None:
+    """Where the part stands among others: as text, which is cheap and always decided, else by value."""
+    as_text = (i for i, other in enumerate(others) if _tight(part) == _tight(other))
+    by_value = (i for i, other in enumerate(others) if _same_values(part, other))
+    return next(chain(as_text, by_value), None)
 
 
 def _same_brackets(ours: Group, theirs: Group) -> bool:
