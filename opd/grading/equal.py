@@ -29,6 +29,7 @@ UNFINISHED = re.compile(r"(?:[-+*/=^_]|\\(?:times|cdot|div|pm|ldots))$")
 ALL_REALS = re.compile(
     r"\\(?:mathbb|Bbb)\{?R\}?|^(?:the )?(?:set of )?all real(?: number|s| value| x)?s?(?: of x)?$", re.IGNORECASE
 )
+BUILDER = re.compile(r"\\\{ ?[a-z] ?(?:\\in ?\\(?:mathbb|Bbb)\{?R\}? ?)?[|:] ?(.*?) ?\\\}")
 NOTHING = re.compile(r"^(?:none|no (?:real )?solutions?|(?:the )?empty set|\\?\{ ?\\?\})$", re.IGNORECASE)
 CLOCK = re.compile(r"^(\d{1,2}:\d\d) ?[ap]m$", re.IGNORECASE)
 
@@ -139,6 +140,12 @@ def _typed(text: str) -> str | Group:
     return text
 
 
+def _builder(text: str) -> Group | None:
+    r"""{x | x > 2} as an interval."""
+    match = BUILDER.fullmatch(text)
+    return _interval(match[1]) if match else None
+
+
 def _union(text: str) -> Group | None:
     parts = _split(text, r"\cup")
     return Group(parts, ordered=False, brackets="union") if len(parts) > 1 else None
@@ -223,7 +230,7 @@ def _assignments(text: str) -> Group | None:
 
 
 READERS: tuple[Callable[[str], Group | None], ...] = (
-    _matrix, _union, _set, _tuple, _interval, _assignments, _list,
+    _matrix, _builder, _union, _set, _tuple, _interval, _assignments, _list,
 )  # fmt: skip
 
 

@@ -21,13 +21,14 @@ PHRASE = re.compile(
 """GSM8K's mark, or words such as `the final answer is`, `Answer:`; `not`: it is no such phrase after these."""
 LEAD = re.compile(
     r"[\s*_:=]*(?:(?:thus|therefore|then|now|indeed|simply|just|exactly|actually|also|approximately|about|equal to"
-    r"|given by)\b[\s,:]*)*[\s*_:=]*",
+    r"|given by|option|choice)\b[\s,:]*)*[\s*_:=]*",
     re.IGNORECASE,
 )
 """Decoration and words between a phrase and its answer."""
 VALUE = re.compile(
     r"[-+−±]?\s*(?:\\?\$|[€£])?\s*[-+−]?\s*\.?\d|[-+−±]?\s*[√π∞½⅓⅔¼¾⅕⅛∅]|[-+−]?\\(?![nrt]\b)[a-zA-Z{($]"
-    r"|(?:negative|minus)\s+\d|[(\[{]\s*[-+−\\\d√π]|[(\[{]\s*[A-Za-z]\s*[),+\-−*/^]"
+    r"|(?:negative|minus|not|at least|at most|(?:less|more|greater|fewer) than)\s+\$?\d"
+    r"|[(\[{]\s*[-+−\\\d√π]|[(\[{]\s*[A-Za-z]\s*[),+\-−*/^]"
     r"|[-+−]?[A-Za-z]{1,2}(?:\([A-Za-z]\))?\s*[\^=<>≤≥+*/_]|[-+−]?[A-Za-z](?:\)|[.,:;!*]*\s*(?:$|\n)|\.\s)"
     r"|[-+−]?(?:sqrt|pi|log|ln|sin|cos|tan)\b|[A-Za-z]\s*-\s*\d"
     r"|(?:yes|no|true|false|none|undefined|infinity|even|odd|no (?:real )?solutions?|all real numbers)"
@@ -39,7 +40,7 @@ VALUE = re.compile(
 REMARK = re.compile(
     r"\b(?:based|correct|incorrect|right|wrong|valid|helpful|useful|clear|that|the|an?|not|in|as|it|this|what|how|if"
     r"|we|i|you|they|he|she|to|by|of|for|with|because|since|reasonable|consistent|confirmed|verified|obtained|found"
-    r"|below|above|here|unique|complete|also|same|given|shown|expressed|required|rounded|sure|follows?|easy|simple)\b",
+    r"|below|above|here|unique|complete|also|same|given|answer|shown|expressed|required|rounded|sure|follows?|easy|simple)\b",
     re.IGNORECASE,
 )
 """A word of a sentence about an answer, not of an answer in words."""
@@ -50,11 +51,16 @@ REASON = re.compile(
     re.IGNORECASE,
 )
 """What begins the reason for an answer."""
+ASIDE = re.compile(r"\s\((?=[^()]*[a-z]{3})(?![^()]*\bor\b)[^()]*\)$")
+"""`(9 a day)` behind an answer."""
+CHECK = re.compile(r"\n\s?\n|\b(?:check|verif|confirm|note\b)", re.IGNORECASE)
+"""Where a worked answer ends."""
 CONCLUSION = re.compile(r",\s(?:so|thus|hence|therefore|making|giving)\b", re.IGNORECASE)
 """What begins, behind a computation, what it was for."""
 ARITHMETIC = re.compile(r"(?:[\d\s+\-−*/×÷().,$%^{}]|\\(?:[dt]?frac|times|cdot|div|left|right|sqrt|\$|%))+$")
 OPERATION = re.compile(r"[\d)}]\s*[-+−*/×÷^]|\\(?:[dt]?frac|times|cdot|div|sqrt)")
 END = re.compile(r"\n|(?<!\d)\.(?=\s|$)|(?<=\d)\.(?=\s|$)|(?<=[}$\]*])\.(?=\s|$)|;|[!?](?=\s|$)(?<=[A-Za-z][!?])")
+LABELS = (":", "#")
 NOTE = re.compile(r"\n[ \t*_(]*(?:note|remark|disclaimer|n\.b\.)s?\b", re.IGNORECASE)
 """Where a remark behind the answer begins."""
 TAIL = 4_000
@@ -140,19 +146,19 @@ def after_phrase(text: str) -> str:
     """
     phrases = [match for match in PHRASE.finditer(text) if not match["not"]][-MOST_PHRASES:]
     rests = [(match, text[LEAD.match(text, match.end()).end() :][:TAIL]) for match in reversed(phrases)]
-    for _, rest in rests:
-        if MATHEMATICS.match(rest) or VALUE.match(rest):
-            return _leading(rest)
     for match, rest in rests:
-        if match[0].endswith((":", "#")) and (value := last_value(_sentence(rest))):
+        if MATHEMATICS.match(rest) or VALUE.match(rest):
+            return _leading(rest, labelled=match[0].endswith(LABELS))
+    for match, rest in rests:
+        if match[0].endswith(LABELS) and (value := last_value(_worked(rest))):
             return value
         if TEXT.match(words := _clause(rest)) and not REMARK.search(words):
             return words
     return ""
 
 
-def _leading(rest: str) -> str:
-    """The value that the text begins with, or the list of such between dollars."""
+def _leading(rest: str, *, labelled: bool) -> str:
+    """The value that the text begins with, or the list of such between dollars; the last of a worked answer."""
     spans, at = [], 0
     while span := MATHEMATICS.match(rest, at):
         spans.append(_result(_inside(span)))
@@ -162,7 +168,10 @@ def _leading(rest: str) -> str:
         return ",".join(spans)
     clause = _clause(rest)
     result = _result(clause)
-    return last_value(_sentence(rest)) if result != clause and CONCLUSION.search(_sentence(rest)) else result
+    worked = _worked(rest) if labelled else _sentence(rest)
+    return (
+        last_value(worked) if result != clause and (CONCLUSION.search(worked) or worked != _sentence(rest)) else result
+    )
 
 
 def _sentence(rest: str) -> str:
@@ -170,11 +179,18 @@ def _sentence(rest: str) -> str:
     return rest[: end.start() if end else len(rest)]
 
 
+def _worked(rest: str) -> str:
+    """The paragraph, up to a check, where it goes on computing after its first sentence; else that sentence."""
+    sentence, check = _sentence(rest), CHECK.search(rest)
+    paragraph = rest[: check.start() if check else len(rest)]
+    return paragraph if "=" in paragraph[len(sentence) :] else sentence
+
+
 def _clause(rest: str) -> str:
     """The sentence without the reason that it gives and without decoration."""
     sentence = _sentence(rest)
     reason = REASON.search(sentence)
-    return sentence[: reason.start() if reason else len(sentence)].strip(" \t,*_`.")
+    return ASIDE.sub("", sentence[: reason.start() if reason else len(sentence)].strip(" \t,*_`."))
 
 
 def _result(text: str) -> str:
