@@ -12,9 +12,8 @@ NUMBER = re.compile(
 """A sign belongs to a number only where nothing is subtracted; decimals, exponents and fractions are whole."""
 MATHEMATICS = re.compile(r"\$\$(.+?)\$\$|(?<![\\$])\$((?:\\\$|[^$\n])+?)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 PHRASE = re.compile(
-    r"####|\b(?:(?P<not>to|this|these|that|check|verify|double[- ]check|confirm|checking|verifying)\s+"
-    r"(?:(?:the|my|our|your|this)\s+)?(?:final\s+)?)?"
-    r"(?:answers?|solution set)\b(?P<about>[^.\n:=,]{0,40}?|,[^.\n:=,]{0,30},\s*)"
+    r"####|\b(?P<not>(?:to|this|these|that|(?:check|verify|confirm|checking|verifying)(?:\s+(?:the|my|our|your|this))?)"
+    r"\s+(?:final\s+)?)?(?:answers?|solution set)\b(?:[^.\n:=,]{0,40}?|,[^.\n:=,]{0,30},\s*)"
     r"(?:\b(?:is|are|(?:would|should|must|will) be)\b(?:\s*:)?|[:=])",
     re.IGNORECASE,
 )

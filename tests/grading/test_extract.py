@@ -34,6 +34,8 @@ CASES = {
     "boxes that are equal": ("$\\boxed{2}$ $\\boxed{2}$", Final("2", "boxed")),
     "boxes far apart": ("So \\boxed{2}\n\n\\boxed{3}", Final("3", "boxed")),
     "a name": ("The answer is Evelyn. My answer is correct.", Final("Evelyn", "phrase")),
+    "that the answer is": ("We see that the answer is 18. It took 3 days.", Final("18", "phrase")),
+    "leads to the answer": ("This leads to the final answer: 18. It took 3 days.", Final("18", "phrase")),
     "an option": ("so the answer is option B.", Final("B", "phrase")),
     "an aside": ("The answer is 18 eggs (9 per day).", Final("18 eggs", "phrase")),
     "a doubt": ("The answer is 25 (or maybe 24).", Final("25 (or maybe 24)", "phrase")),
