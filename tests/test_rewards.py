@@ -66,6 +66,19 @@ def test_the_final_answer_is_the_last_box_or_the_last_number():
     assert final_answer("nothing") == Final("", "none")
 
 
+REMARKS = {
+    "to answer this": ("To answer this, note that there are 5 boxes. Each has 4 pens. So there are 20 pens.", "5"),
+    "one of two boxes": (r"$\boxed{2}$ and $\boxed{3}$", "3"),
+    "one of two solutions": ("The answer is $2$ and $3$.", "2"),
+    "a bound": ("The answer is at least 18.", "18"),
+}
+
+
+@pytest.mark.parametrize("case", REMARKS)
+def test_a_part_of_what_is_said_is_0(case):
+    assert grade(*REMARKS[case]) == 0.0
+
+
 JUNK = {
     "open braces": "{" * 10_000,
     "braces in a box": r"\boxed{" + "{" * 5_000 + "}" * 5_001,

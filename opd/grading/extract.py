@@ -11,12 +11,64 @@ NUMBER = re.compile(
 )
 """A sign belongs to a number only where nothing is subtracted; decimals, exponents and fractions are whole."""
 MATHEMATICS = re.compile(r"\$\$(.+?)\$\$|(?<![\\$])\$((?:\\\$|[^$\n])+?)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
-PHRASE = re.compile(r"####|\banswer\b[^.\n:=]{0,40}?(?:\bis\b|\bare\b|[:=])", re.IGNORECASE)
-"""GSM8K's mark, or words such as `the final answer is`, `Answer:`."""
-END = re.compile(r"\n|(?<!\d)\.(?=\s|$)|(?<=\d)\.(?=\s|$)|(?<=[}$\]*])\.(?=\s|$)|;")
+PHRASE = re.compile(
+    r"####|\b(?P<not>(?:to|this|these|that|(?:check|verify|confirm|checking|verifying)(?:\s+(?:the|my|our|your|this))?)"
+    r"\s+(?:final\s+)?)?(?:answers?|solution set)\b(?:[^.\n:=,]{0,40}?|,[^.\n:=,]{0,30},\s*)"
+    r"(?:\b(?:is|are|(?:would|should|must|will) be)\b(?:\s*:)?|[:=])",
+    re.IGNORECASE,
+)
+"""GSM8K's mark, or words such as `the final answer is`, `Answer:`; `not`: it is no such phrase after these."""
+LEAD = re.compile(
+    r"[\s*_:=]*(?:(?:thus|therefore|then|now|indeed|simply|just|exactly|actually|also|approximately|about|equal to"
+    r"|given by|option|choice)\b[\s,:]*)*[\s*_:=]*",
+    re.IGNORECASE,
+)
+"""Decoration and words between a phrase and its answer."""
+VALUE = re.compile(
+    r"[-+−±]?\s*(?:\\?\$|[€£])?\s*[-+−]?\s*\.?\d|[-+−±]?\s*[√π∞½⅓⅔¼¾⅕⅛∅]|[-+−]?\\(?![nrt]\b)[a-zA-Z{($]"
+    r"|(?:negative|minus|not|at least|at most|(?:less|more|greater|fewer) than)\s+\$?\d"
+    r"|[(\[{]\s*[-+−\\\d√π]|[(\[{]\s*[A-Za-z]\s*[),+\-−*/^]"
+    r"|[-+−]?[A-Za-z]{1,2}(?:\([A-Za-z]\))?\s*[\^=<>≤≥+*/_]|[-+−]?[A-Za-z](?:\)|[.,:;!*]*\s*(?:$|\n)|\.\s)"
+    r"|[-+−]?(?:sqrt|pi|log|ln|sin|cos|tan)\b|[A-Za-z]\s*-\s*\d"
+    r"|(?:yes|no|true|false|none|undefined|infinity|even|odd|no (?:real )?solutions?|all real numbers)"
+    r"\s*[.,!*]*\s*(?:$|\n)"
+    r"|\"[^\"\n]{1,40}\"",
+    re.IGNORECASE,
+)
+"""What an answer begins with: a number, mathematics, a bracket, a variable, a choice letter, a word that answers."""
+REMARK = re.compile(
+    r"\b(?:based|correct|incorrect|right|wrong|valid|helpful|useful|clear|that|the|an?|not|in|as|it|this|what|how|if"
+    r"|we|i|you|they|he|she|to|by|of|for|with|because|since|reasonable|consistent|confirmed|verified|obtained|found"
+    r"|below|above|here|unique|complete|also|same|given|answer|shown|expressed|required|rounded|sure|follows?|easy|simple)\b",
+    re.IGNORECASE,
+)
+"""A word of a sentence about an answer, not of an answer in words."""
+TEXT = re.compile(r"[A-Za-z][\w'-]*(?: [A-Za-z][\w'-]*){0,3}$")
+REASON = re.compile(
+    r"(?<=[\s,])\(?(?:since|because|which|where|whereas)\b"
+    r"|,\s?\(?(?:so|as|but|for|giving|making|thus|hence|therefore)\b",
+    re.IGNORECASE,
+)
+"""What begins the reason for an answer."""
+ASIDE = re.compile(r"\s\((?=[^()]*[a-z]{3})(?![^()]*\bor\b)[^()]*\)$")
+"""`(9 a day)` behind an answer."""
+CHECK = re.compile(r"\n\s?\n|\b(?:check|verif|confirm|note\b)", re.IGNORECASE)
+"""Where a worked answer ends."""
+CONCLUSION = re.compile(r",\s(?:so|thus|hence|therefore|making|giving)\b", re.IGNORECASE)
+"""What begins, behind a computation, what it was for."""
+ARITHMETIC = re.compile(r"(?:[\d\s+\-−*/×÷().,$%^{}]|\\(?:[dt]?frac|times|cdot|div|left|right|sqrt|\$|%))+$")
+OPERATION = re.compile(r"[\d)}]\s*[-+−*/×÷^]|\\(?:[dt]?frac|times|cdot|div|sqrt)")
+END = re.compile(r"\n|(?<!\d)\.(?=\s|$)|(?<=\d)\.(?=\s|$)|(?<=[}$\]*])\.(?=\s|$)|;|[!?](?=\s|$)(?<=[A-Za-z][!?])")
+LABELS = (":", "#")
+NOTE = re.compile(r"\n[ \t*_(]*(?:note|remark|disclaimer|n\.b\.)s?\b", re.IGNORECASE)
+"""Where a remark behind the answer begins."""
 TAIL = 4_000
-"""Characters in which the last value is looked for."""
+"""Characters in which the last value, and what follows a phrase, is looked for."""
+MOST_BOXES, MOST_PHRASES = 20, 20
 BOX = re.compile(r"\\(?:boxed|fbox)\s*(?=\{)|\\boxed\s+(?P<bare>[^\s$.,{}\\]+)")
+BETWEEN_BOXES = re.compile(r"(?:[ \t$,&]|\\(?:text\{|[(),;! ])|\}|\b(?:and|or)\b|[A-Za-z] ?=)*$")
+"""What joins boxes to one answer: `$\\boxed{2}$ and $\\boxed{3}$`."""
+JOINED = re.compile(r"\s*(?:,\s*)?(?:and|or)\b\s*|\s*,\s*")
 THOUGHTS_BEGIN, THOUGHTS_END = "<think>", "</think>"
 
 RULES = ("boxed", "phrase", "last", "none", "unfinished")
@@ -61,28 +113,99 @@ def opens_thought(prompt: str) -> bool:
 
 
 def boxed(text: str) -> str:
-    """The contents of the last box that is closed, braces balanced; a last box that is left open is none."""
+    """The contents of the last box that is closed, braces balanced; a last box that is left open is none.
+
+    Boxes that a comma, `and` or `or` joins to the last one are a list with it.
+
+    >>> boxed(r"$\\boxed{2}$ and $\\boxed{3}$"), boxed(r"\\boxed{2}, no, \\boxed{3}")
+    ('2,3', '3')
+    """
     boxes = list(BOX.finditer(text))
-    if not boxes:
-        return ""
-    last = boxes[-1]
-    return (last["bare"] or _braced(text, last.end())).strip()
+    contents: list[str] = []
+    start = len(text)
+    for box in reversed(boxes[-MOST_BOXES:]):
+        content, end = (box["bare"], box.end()) if box["bare"] else _braced(text, box.end())
+        if contents and (end > start or not BETWEEN_BOXES.match(text, end, start)):
+            break
+        if not content.strip():
+            break
+        contents.insert(0, content.strip())
+        start = box.start()
+    return ",".join(dict.fromkeys(contents))
 
 
 def after_phrase(text: str) -> str:
-    """What follows the last `answer is` on its line, or on the next where its own ends there; decoration removed."""
-    phrases = list(PHRASE.finditer(text))
-    if not phrases:
-        return ""
-    rest = text[phrases[-1].end() :].lstrip(" \t*_:=\n")
-    if span := MATHEMATICS.match(rest):
-        return _inside(span)
+    """What the last `answer is` that a value follows says, on its line or the next; decoration and reasons removed.
+
+    Where no value follows any, the last that a sentence with numbers follows (`Answer: she makes 9 * 2 = 18 dollars`),
+    or a few words that can be an answer.
+
+    >>> after_phrase("The answer is 18, since 20 - 2 = 18. This answer is correct.")
+    '18'
+    """
+    phrases = [match for match in PHRASE.finditer(text) if not match["not"]][-MOST_PHRASES:]
+    rests = [(match, text[LEAD.match(text, match.end()).end() :][:TAIL]) for match in reversed(phrases)]
+    for match, rest in rests:
+        if MATHEMATICS.match(rest) or VALUE.match(rest):
+            return _leading(rest, labelled=match[0].endswith(LABELS))
+    for match, rest in rests:
+        if match[0].endswith(LABELS) and (value := last_value(_worked(rest))):
+            return value
+        if TEXT.match(words := _clause(rest)) and not REMARK.search(words):
+            return words
+    return ""
+
+
+def _leading(rest: str, *, labelled: bool) -> str:
+    """The value that the text begins with, or the list of such between dollars; the last of a worked answer."""
+    spans, at = [], 0
+    while span := MATHEMATICS.match(rest, at):
+        spans.append(_result(_inside(span)))
+        joint = JOINED.match(rest, span.end())
+        at = joint.end() if joint else len(rest)
+    if spans:
+        return ",".join(spans)
+    clause = _clause(rest)
+    result = _result(clause)
+    worked = _worked(rest) if labelled else _sentence(rest)
+    return (
+        last_value(worked) if result != clause and (CONCLUSION.search(worked) or worked != _sentence(rest)) else result
+    )
+
+
+def _sentence(rest: str) -> str:
     end = END.search(rest)
-    return rest[: end.start() if end else len(rest)].strip(" \t*_`.")
+    return rest[: end.start() if end else len(rest)]
+
+
+def _worked(rest: str) -> str:
+    """The paragraph, up to a check, where it goes on computing after its first sentence; else that sentence."""
+    sentence, check = _sentence(rest), CHECK.search(rest)
+    paragraph = rest[: check.start() if check else len(rest)]
+    return paragraph if "=" in paragraph[len(sentence) :] else sentence
+
+
+def _clause(rest: str) -> str:
+    """The sentence without the reason that it gives and without decoration."""
+    sentence = _sentence(rest)
+    reason = REASON.search(sentence)
+    return ASIDE.sub("", sentence[: reason.start() if reason else len(sentence)].strip(" \t,*_`."))
+
+
+def _result(text: str) -> str:
+    """The right side of a computation's last equals sign; other text as it is."""
+    *before, last = text.split("=")
+    computed = before and last.strip() and ARITHMETIC.match(before[-1]) and OPERATION.search(before[-1])
+    return last.strip() if computed else text
 
 
 def last_value(text: str) -> str:
-    """The last number, or the mathematics between dollars that it stands in or that follows it."""
+    """The last number, or the mathematics between dollars that it stands in or that follows it; remarks don't count."""
+    note = NOTE.search(text)
+    return (note and _last(text[: note.start()])) or _last(text)
+
+
+def _last(text: str) -> str:
     text = text[-TAIL:]
     numbers, spans = list(NUMBER.finditer(text)), list(MATHEMATICS.finditer(text))
     if spans and (not numbers or numbers[-1].start() < spans[-1].end()):
@@ -94,13 +217,14 @@ def _inside(span: re.Match[str]) -> str:
     return next(group for group in span.groups() if group).strip()
 
 
-def _braced(text: str, start: int) -> str:
+def _braced(text: str, start: int) -> tuple[str, int]:
+    """What the braces that open at `start` hold, and where they end."""
     depth = 0
     for i in range(start, len(text)):
         depth += {"{": 1, "}": -1}.get(text[i], 0)
         if depth == 0:
-            return text[start + 1 : i]
-    return ""
+            return text[start + 1 : i], i + 1
+    return "", len(text)
 
 
 FINDERS: dict[str, Callable[[str], str]] = {"boxed": boxed, "phrase": after_phrase, "last": last_value}

@@ -1,4 +1,4 @@
-"""Algebra in processes of its own: an expression that hangs, crashes or eats memory ends one of them, and is wrong."""
+"""Algebra in processes of its own: an expression that hangs, crashes or eats memory ends one of them, undecided."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import sys
 from functools import lru_cache
 from pathlib import Path
 
-SECONDS = 3.0
-"""After this a silent worker is killed; it gives up by itself after a third of it where Python can be interrupted."""
+SECONDS = 60.0
+"""After this a silent worker is killed; by its own processor time (`worker.py`) it ends before, unless it waits."""
 START_SECONDS = 60.0
 WORKERS = min(4, os.cpu_count() or 1)
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,7 +34,7 @@ class Worker:
         self._ready = False
 
     def ask(self, found: str, gold: str) -> bool | None:
-        """Its answer; None where it died or was too late, after which it is closed."""
+        """Its answer; None where it has none, and where it died or was too late, after which it is closed."""
         try:
             if not self._ready and self._line(START_SECONDS) != b"ready\n":
                 raise OSError("a worker of the grader did not start")
@@ -54,6 +54,11 @@ class Worker:
             selector.register(self._process.stdout, selectors.EVENT_READ)
             return self._process.stdout.readline() if selector.select(seconds) else b""
 
+    @property
+    def closed(self) -> bool:
+        """Whether it has ended."""
+        return self._process.returncode is not None
+
     def close(self) -> None:
         """End it now."""
         self._process.kill()
@@ -67,23 +72,30 @@ for _ in range(WORKERS):
     _idle.put(None)
 
 
+class Undecided(Exception):
+    """Algebra was not decided in time."""
+
+
 @lru_cache(maxsize=1 << 16)
 def same_mathematics(found: str, gold: str) -> bool:
-    """Whether both expressions are equal as mathematics; False where that can't be found out in time.
+    """Whether both expressions are equal as mathematics.
 
-    Safe from many threads; WORKERS processes serve them all. Raises OSError where none can be started.
+    Raises Undecided, which is not remembered, where the processor time and memory of one question don't suffice to
+    find out. Safe from many threads; WORKERS processes serve them all. Raises OSError where none can be started.
     """
     worker = _idle.get()
     try:
         worker = worker or Worker()
         answer = worker.ask(found, gold)
-        worker = None if answer is None else worker
+        worker = None if worker.closed else worker
     except OSError:
         worker = None
         raise
     finally:
         _idle.put(worker)
-    return bool(answer)
+    if answer is None:
+        raise Undecided(found, gold)
+    return answer
 
 
 @atexit.register

@@ -23,7 +23,10 @@ GRAMMAR = (
     "p.m ", "cents", "the answer is", "Answer:", "**Answer", r"\boxed{1}", r"\[", r"\]", r"\(", r"\)", r"\frac{1}{2}",
     r"\pi", r"\dfrac12", r"\text{cm}", r"\text{", r"\le", r"\in ", r"\,", r"\!", "~", r"\quad", r"\phantom{",
     r"\binom 1", r"\sqrt(", r"\sqrt1", r"\circ", r"\hline", r"\begin{array}{c}", r"\end{array}", r"\overline{3}",
-    "{,}000", " 000", "m", "km/",
+    "{,}000", " 000", "m", "km/", "\nnote", "since ", ", so ", "to answer", "answer, ", "the ", "5 million ",
+    r"{\choose ", "...", "33", r"\color{", r"\underline", "20 June ", ", and ", "$1$ or ", r"\boxed{2}, ", "x=1,",
+    "square ", "mph ", "at least ", "negative ", "9 cm^2 per ", "0.333", "Answer: a ", "(x,", '"', "18!",
+    "therefore ", "**: ", "check", " (aaa", "= ", r"\{x|",
 )  # fmt: skip
 """Pieces of answers, and of what stands around them."""
 
