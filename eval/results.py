@@ -9,6 +9,7 @@ from typing import Any
 
 from eval.scores import Graded, score_of
 from opd.errors import RunError
+from opd.rewards import GRADER
 from opd.run import write_atomic
 
 FILE = "result.json"
@@ -18,7 +19,7 @@ FILE = "result.json"
 class Result:
     """One model on one task: who was asked what (`identity`), the score, and every answer as it was graded.
 
-    environment: command, commit, versions, machine of the process that sampled first.
+    environment: command, commit, versions, machine of the process that sampled first. grader: its version.
     """
 
     model: str
@@ -26,6 +27,7 @@ class Result:
     score: dict[str, Any]
     graded: list[list[Graded]]
     environment: dict[str, Any]
+    grader: int = GRADER
 
     @property
     def task(self) -> str:

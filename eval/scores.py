@@ -12,17 +12,20 @@ from typing import Any
 from eval.asking import Asked
 from eval.samples import Sample
 from eval.statistics import bootstrap, clustered, majority, pass_at_k, problem_means, wilson
+from opd.grading.equal import label
 from opd.grading.extract import RULES
-from opd.grading.plain import plain
 from opd.rewards import judge_all
 
-RIGHT = "right"
-"""The class of all right answers in a vote."""
+RIGHT = "\0right"
+"""The class of all right answers in a vote: no text's label."""
 
 
 @dataclass(frozen=True)
 class Graded:
-    """One answer: right flexibly, right strictly (in a box), what was taken as final by which rule, length and end."""
+    """One answer: right flexibly, right strictly (in a box), what was taken as final by which rule, length and end.
+
+    undecided: algebra did not come to an end in time, and the answer counts as wrong.
+    """
 
     flexible: bool
     strict: bool
@@ -30,11 +33,12 @@ class Graded:
     rule: str
     tokens: int
     finish: str
+    undecided: bool = False
 
     @property
     def vote(self) -> str | None:
-        """What the answer votes for: all right ones are one class, wrong ones are told apart by their plain text."""
-        return RIGHT if self.flexible else plain(self.final) or None
+        """What the answer votes for: all right ones are one class, wrong ones are told apart by their label."""
+        return RIGHT if self.flexible else label(self.final) or None
 
 
 def graded(samples: list[Sample], asked: Asked) -> list[list[Graded]]:
@@ -43,7 +47,7 @@ def graded(samples: list[Sample], asked: Asked) -> list[list[Graded]]:
     pairs = [(sample.text, answers[sample.problem]) for sample in samples]
     verdicts = judge_all(pairs, thinking=asked.in_thought)
     rows = [
-        (s.problem, Graded(v.flexible, v.strict, v.final.text, v.final.rule, s.tokens, s.finish))
+        (s.problem, Graded(v.flexible, v.strict, v.final.text, v.final.rule, s.tokens, s.finish, v.undecided))
         for s, v in zip(samples, verdicts, strict=True)
     ]
     return [[grade for _, grade in group] for _, group in groupby(rows, key=lambda row: row[0])]
@@ -55,8 +59,8 @@ def score_of(problems: list[list[Graded]]) -> dict[str, Any]:
     score, stderr, low, high: flexible avg@samples, its standard error clustered by problem, its 95 % interval (Wilson;
     `bootstrap` holds another, by resampled problems). within: the part of stderr that more answers would take away.
     strict, strict_stderr: only boxed answers count. pass, majority: pass@k for k = 1, 2, 4 … and maj@samples. tokens:
-    mean length. truncated, failed, unboxed, and rules: shares of the answers that were cut off, ended in an engine
-    error, have no box, and were found by each rule.
+    mean length. truncated, failed, undecided, unboxed, and rules: shares of the answers that were cut off, ended in
+    an engine error, were too much for the grader's algebra, have no box, and were found by each rule.
     """
     flexible, strict = ([[float(getattr(g, kind)) for g in p] for p in problems] for kind in ("flexible", "strict"))
     every = [grade for problem in problems for grade in problem]
@@ -77,6 +81,7 @@ def score_of(problems: list[list[Graded]]) -> dict[str, Any]:
         "tokens": fmean(grade.tokens for grade in every),
         "truncated": _share(grade.finish == "length" for grade in every),
         "failed": _share(grade.finish == "error" for grade in every),
+        "undecided": _share(grade.undecided for grade in every),
         "unboxed": _share(grade.rule != "boxed" for grade in every),
         "rules": {rule: rules[rule] / len(every) for rule in RULES},
     }

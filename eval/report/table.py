@@ -66,7 +66,7 @@ def _score_row(result: Result) -> tuple[str, ...]:
         f"{s['pass'][max(s['pass'], key=int)]:.1%} @{max(s['pass'], key=int)}" if several else "–",
         f"{s['majority'][top]:.1%} @{top}" if several else "–",
         f"{s['tokens']:,.0f}",
-        f"{s['truncated']:.1%}" + (f", {s['failed']:.1%} failed" if s["failed"] else ""),
+        "".join([f"{s['truncated']:.1%}", *(f", {s[k]:.1%} {k}" for k in ("failed", "undecided") if s[k])]),
         f"{s['unboxed']:.1%}",
     )
 
@@ -120,6 +120,11 @@ def compare_results(ours: Result, theirs: Result) -> Comparison:
                 f"{ours.model} and {theirs.model} answered other problems ({key}: {ours.identity[key]!r} and "
                 f"{theirs.identity[key]!r}); compare results of one task, version and number of problems"
             )
+    if ours.grader != theirs.grader:
+        raise RunError(
+            f"{ours.model} was graded by version {ours.grader} of the grader and {theirs.model} by {theirs.grader}; "
+            "run opd eval again with the options that made them: it grades anew, and samples nothing"
+        )
     return compare(ours.flexible, theirs.flexible)
 
 

@@ -30,9 +30,14 @@ def test_two_problems_of_four_answers_by_hand():
 
 
 def test_wrong_answers_that_are_written_differently_are_one_vote():
-    votes = [answer(False, r"\dfrac{1}{2}"), answer(False, r"\frac12"), answer(True)]
-    assert votes[0].vote == votes[1].vote != votes[2].vote
-    assert score_of([votes])["majority"] == {"3": 0.0}
+    votes = [answer(False, r"\dfrac{1}{2}"), answer(False, "0.5"), answer(False, r"x=\frac12"), *[answer(True)] * 2]
+    assert len({vote.vote for vote in votes[:3]}) == 1 and votes[0].vote != votes[3].vote
+    assert score_of([votes])["majority"] == {"5": 0.0}
+
+
+def test_no_wrong_answer_votes_for_the_right_one():
+    grades = [answer(True), answer(False, "right"), answer(False, "right"), answer(False, "obtuse")]
+    assert score_of([grades])["majority"] == {"4": 0.0}
 
 
 def test_samples_are_graded_against_their_own_problem_and_an_open_thought_has_no_answer():

@@ -1,5 +1,6 @@
 """What the tables show of results that are known by hand."""
 
+import dataclasses
 import re
 
 import pytest
@@ -49,6 +50,17 @@ def test_models_are_compared_problem_by_problem():
 def test_results_of_other_problems_are_not_compared(other):
     with pytest.raises(RunError, match="answered other problems"):
         compare_results(GREEDY[0], result("b", [[1], [1], [1], [0]], **other))
+
+
+def test_results_of_different_graders_are_not_compared():
+    with pytest.raises(RunError, match="version 1 of the grader and b by"):
+        compare_results(dataclasses.replace(GREEDY[0], grader=1), GREEDY[1])
+
+
+def test_failed_and_undecided_answers_are_said():
+    grades = [[Graded(False, False, "7", "boxed", 9, "error", True)], [Graded(True, True, "7", "boxed", 9, "stop")]]
+    table = scores_table([dataclasses.replace(GREEDY[0], score=score_of(grades), graded=grades)])
+    assert cells(table, 0)["cut off"] == "0.0%, 50.0% failed, 50.0% undecided"
 
 
 def test_fidelity_says_where_it_was_not_measured():
