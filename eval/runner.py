@@ -197,13 +197,9 @@ def _sample(model: str, studies: list[Study], host: Host, clock: Clock) -> None:
             total = len(asked.prompts) * asked.sampling.samples
             name = f"{short_name(model)}, {asked.task.name}"
             with clock("sample"), Progress(total, unit="answer") as progress:
-                study.file.complete(engine, study.tokenizer, partial(_seen, progress, name))
+                study.file.complete(engine, study.tokenizer, partial(progress.advance, name))
     finally:
         engine.close()
-
-
-def _seen(progress: Progress, name: str, answers: int) -> None:
-    progress.show(progress.done + answers, name)
 
 
 def _result(study: Study, clock: Clock) -> Result:

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from functools import partial
 
 from eval.fidelity.answers import AnswerFidelity, answer_fidelity
 from eval.fidelity.rationales import rationale_bleu, rationale_self
 from eval.fidelity.tokens import Text, token_fidelity
-from eval.identity import key_of
+from eval.identity import key_of, short_name
 from eval.runner import Evaluated, Host, Study
 from eval.samples import Sample
 from opd.batch import Prompt
 from opd.errors import ModelError
 from opd.models import DTYPES, load_model, token_count
+from opd.report.progress import Progress
 from opd.run import write_atomic
 from opd.teacher.check import check_reading, check_tokenizers
 from opd.teacher.local import LocalTeacher
 
-TEXTS = 32
+TEXTS = 16
 """Problems on whose first answers the two models are compared token by token."""
 
 Tokens = dict[str, dict[str, dict[str, float]]]
@@ -75,7 +77,10 @@ def _tokens(
     if not path.exists():
         models = [_loaded(study, host) for study in (student, teacher)]
         size = token_count(student.tokenizer)
-        found = {whose: token_fidelity(*models, of_one, tokens=size) for whose, of_one in texts.items()}
+        with Progress(sum(map(len, texts.values())), unit="text") as progress:
+            name = f"{short_name(student.model)} beside {short_name(teacher.model)}, {student.asked.task.name}"
+            seen = partial(progress.advance, name)
+            found = {whose: token_fidelity(*models, of_one, tokens=size, seen=seen) for whose, of_one in texts.items()}
         write_atomic(path, json.dumps(found, indent=1) + "\n")
     return json.loads(path.read_text())
 

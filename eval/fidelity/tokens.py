@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,7 @@ from opd.head.weights import align
 from opd.packing import lay_out
 from opd.teacher.local import LocalTeacher
 
-ROWS = 128
+ROWS = 256
 """Positions whose distributions are held at once."""
 
 
@@ -28,14 +29,24 @@ class Text:
 
 
 def token_fidelity(
-    student: LocalTeacher, teacher: LocalTeacher, texts: list[Text], *, tokens: int
+    student: LocalTeacher,
+    teacher: LocalTeacher,
+    texts: list[Text],
+    *,
+    tokens: int,
+    seen: Callable[[], None] = lambda: None,
 ) -> dict[str, dict[str, float]]:
     """{top1, reverse_kl, forward_kl}, each {score, stderr, n}: means over all tokens of the texts, clustered by text.
 
     top1: share of tokens at which both models prefer the same next token. reverse_kl: KL(S‖T), forward_kl: KL(T‖S), in
-    nats, over whole vocabularies at temperature 1. tokens: the tokenizer's size, see `opd.head.weights.align`.
+    nats, over whole vocabularies at temperature 1. tokens: the tokenizer's size, see `opd.head.weights.align`. seen: is
+    told when a text is done.
     """
-    sums_T3 = torch.stack([_compared(student, teacher, text, tokens).sum(0) for text in texts])
+    sums = []
+    for text in texts:
+        sums.append(_compared(student, teacher, text, tokens).sum(0))
+        seen()
+    sums_T3 = torch.stack(sums)
     counts = [len(text.completion) for text in texts]
     names = ("top1", "reverse_kl", "forward_kl")
     return {name: ratio(sums_T3[:, i].tolist(), counts) for i, name in enumerate(names)}

@@ -50,6 +50,10 @@ class Progress:
             self.console.print(f"{self.unit} {step}/{self.steps}  {line}", highlight=False)
         self.done = step
 
+    def advance(self, line: str, by: int = 1) -> None:
+        """That so many more are done."""
+        self.show(self.done + by, line)
+
 
 def describe(metrics: Metrics) -> str:
     """The metrics that one watches, in one line."""
