@@ -29,7 +29,7 @@ In reading order:
     objectives/       what a retained token pays: one objective, one small file
     schedules.py      values that change with progress, resolved before a step
     distributed.py    data ranks and DeepSpeed: start, gather, backward, update
-    vocab_ranks.py    ranks that share a head by vocabulary (tested; no recipe uses it yet)
+    vocab_ranks.py    ranks that share heads by vocabulary: collectives, and the exchange of rows
     checkpoint.py     atomic checkpoints
     run.py            the run folder and what it refuses to overwrite
     metrics.py        what a step says about itself, and the clock

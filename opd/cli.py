@@ -83,6 +83,7 @@ def doctor(
 
     for line in measure_stops(checked) if models else [checked.stop.words(checked.tokenizer)]:
         typer.echo(line)
+    typer.echo(checked.teacher_head.words)
     typer.echo(f"{len(prompts.prompts)} prompts ({prompts.too_long} too long, {prompts.duplicates} duplicates dropped)")
     typer.echo(f"rollouts by {engine_type(checked.recipe.rollout)}; all is well")
 

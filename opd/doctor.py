@@ -27,6 +27,7 @@ from opd.rollout.files import read_rollouts, recorded_temperature, step_file
 from opd.rollout.start import engine_type
 from opd.stop import StopTokens, stops_of
 from opd.teacher.check import check_tokenizers, check_vocabularies
+from opd.teacher.placement import Placement, place_head
 
 
 @runtime_checkable
@@ -55,6 +56,7 @@ class Checked:
     stop: StopTokens
     evaluation: Evaluation | None
     teacher_evaluation: Evaluation | None
+    teacher_head: Placement
 
 
 def check(recipe: Recipe, make_evaluation: MakeEvaluation) -> Checked:
@@ -69,6 +71,7 @@ def check(recipe: Recipe, make_evaluation: MakeEvaluation) -> Checked:
     configs = load_config(student.model, student.revision), load_config(teacher.model, teacher.revision)
     sizes = [text_config(config).vocab_size for config in configs]
     check_vocabularies(token_count(tokenizer), student=sizes[0], teacher=sizes[1])
+    teacher_head = place_head(recipe, *configs, world_size())
     check_dropout(configs[0], student.model)
     check_recorded(recipe, min(sizes))
     for config, model in zip(configs, (student.model, teacher.model), strict=True):
@@ -87,7 +90,7 @@ def check(recipe: Recipe, make_evaluation: MakeEvaluation) -> Checked:
     for evaluation, config, model in zip(evaluations, configs, (student.model, teacher.model), strict=True):
         check_evaluation(recipe, evaluation, config, model)
     stop = stops_of(recipe, tokenizer, teacher_tokenizer)
-    return Checked(recipe, tokenizer, teacher_tokenizer, prompts, stop, *evaluations)
+    return Checked(recipe, tokenizer, teacher_tokenizer, prompts, stop, *evaluations, teacher_head)
 
 
 def check_needs(recipe: Recipe) -> None:

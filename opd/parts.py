@@ -24,6 +24,7 @@ from opd.step import Grade, Run
 from opd.student import Student
 from opd.teacher.check import check_reading
 from opd.teacher.local import LocalTeacher
+from opd.vocab_ranks import RankShard
 
 
 @dataclass
@@ -56,7 +57,9 @@ def load_models(checked: Checked, ranks: Ranks, *, samples: bool) -> Models:
     """Engine (where something is sampled), teacher and student, each read as its own forward says."""
     recipe = checked.recipe
     engine = engine_for(checked, ranks, recipe.student, checked.stop.ends_rollouts) if samples else None
-    teacher = LocalTeacher(load_frozen(checked, ranks, recipe.teacher))
+    is_cut = checked.teacher_head.ranks > 1 and ranks.count > 1
+    shard = RankShard.of_rank(checked.teacher_head.vocabulary) if is_cut else None
+    teacher = LocalTeacher(load_frozen(checked, ranks, recipe.teacher), shard)
     return Models(engine, teacher, load_student(checked, ranks))
 
 
@@ -85,7 +88,7 @@ def load_frozen(checked: Checked, ranks: Ranks, spec: ModelSettings) -> PreTrain
 
 def shared_rows(models: Models) -> int:
     """Tokens that both heads know."""
-    return min(models.student.head.weight_rows, models.teacher.head.vocabulary)
+    return min(models.student.head.weight_rows, models.teacher.vocabulary)
 
 
 def load_student(checked: Checked, ranks: Ranks) -> Student:

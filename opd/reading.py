@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from opd.batch import Batch
+from opd.errors import ModelError
 from opd.head.weights import HeadWeights
 from opd.models import text_config
 
@@ -16,6 +17,19 @@ from opd.models import text_config
 def backbone(model: PreTrainedModel) -> nn.Module:
     """Everything below the lm_head."""
     return model.get_decoder()
+
+
+def plain_head(model: PreTrainedModel) -> nn.Linear:
+    """The lm_head; ModelError where its weight is not all of it: an adapter, a quantized layer, none at all."""
+    head = model.get_output_embeddings()
+    if getattr(type(head), "forward", None) is not nn.Linear.forward:
+        name = next((name for name, module in model.named_modules() if module is head), "the lm_head")
+        raise ModelError(
+            f"{name!r} is a {type(head).__module__}.{type(head).__qualname__}, which does more than multiply by its "
+            "weight, and the loss head reads the weight alone; merge the adapter (peft: merge_and_unload), leave the "
+            "head out of it (target_modules, modules_to_save), or load the model unquantized"
+        )
+    return head
 
 
 def head_weights(weight_VH: Tensor, bias_V: Tensor | None, config: Any) -> HeadWeights:

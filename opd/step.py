@@ -254,7 +254,7 @@ def score(
             statistics = run.trainer(batch, scored, settings, needs=needs - {REFERENCE})[1]
             if REFERENCE in needs:
                 states = run.reference.score(batch)
-                states = states.cut(min(states.head.vocabulary, scored.head.vocabulary))
+                states = states.cut(min(states.vocabulary, scored.vocabulary))
                 own = row_statistics(["student_logprob"], states, None, batch.token_id_C, settings)
                 statistics |= {REFERENCE: own["student_logprob"]}
             scores.append(scored.to("cpu"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,10 +16,11 @@ from opd.head.loss import head_loss
 from opd.head.pay import Pay
 from opd.head.settings import HeadSettings
 from opd.head.statistics import row_statistics, with_normalisers
-from opd.head.weights import HiddenStates, align
+from opd.head.weights import HeadWeights, HiddenStates, align
 from opd.models import dropout_rates, text_config
-from opd.reading import backbone, head_weights, trained_states
+from opd.reading import backbone, head_weights, plain_head, trained_states
 from opd.teacher.base import TeacherScores
+from opd.vocab_ranks import AllRows, OwnRows
 
 BUCKET_BYTES = 1 << 30
 """Weights stream to the engine in buckets of at most this."""
@@ -48,14 +50,31 @@ class TiledHead(nn.Module):
         pays_of: PaysOf | None,
         known: Statistics | None,
     ) -> tuple[Tensor | None, Statistics]:
-        """(loss or None, statistics): first the statistics named in `needs`, then the loss of what `pays_of` says."""
-        own, others = align(head_weights(self.weight, self.bias, self.config), teacher.head, self.tokens)
+        """(loss or None, statistics): first the statistics named in `needs`, then the loss of what `pays_of` says.
+
+        Where the teacher's head is cut by vocabulary, this rank goes over all ranks' N rows with its part of both
+        heads; the statistics are of its own C rows, and the loss is its share of theirs.
+        """
+        rows, shard, (own, others) = OwnRows(), teacher.shard, self._heads(teacher)
+        if shard is not None:
+            rows = AllRows.of(len(hidden_CH), hidden_CH.device, shard.group)
+            shard = replace(shard, rows=rows)
         student, teacher = HiddenStates(hidden_CH, own), HiddenStates(teacher.hidden_NH, others)
-        statistics = row_statistics(with_normalisers(needs), student, teacher, token_id_C, settings)
+        token_id_N = rows.gather({"token_id": token_id_C})["token_id"]
+        found = row_statistics(with_normalisers(needs), student, teacher, token_id_N, settings, shard)
+        statistics = rows.own(found)
         if pays_of is None:
             return None, statistics
-        known = statistics | (known or {})
-        return head_loss(student, teacher, pays_of(statistics), token_id_C, settings, weak_CH, known), statistics
+        known = found | rows.gather(known or {})
+        pays = [rows.gather_pay(pay) for pay in pays_of(statistics)]
+        return rows.share(head_loss(student, teacher, pays, token_id_N, settings, weak_CH, known, shard)), statistics
+
+    def _heads(self, teacher: TeacherScores) -> tuple[HeadWeights, HeadWeights]:
+        """Both heads over the same tokens: all that both know, or the teacher's part of them."""
+        whole = head_weights(self.weight, self.bias, self.config)
+        if teacher.shard is None:
+            return align(whole, teacher.head, self.tokens)
+        return whole.part(teacher.shard.start, teacher.shard.stop), teacher.head
 
 
 class Student(nn.Module):
@@ -67,7 +86,7 @@ class Student(nn.Module):
     def __init__(self, model: PreTrainedModel, *, tokens: int, layer_share: float | None = None) -> None:
         super().__init__()
         self.model, self.layer_share = model, layer_share
-        model.set_output_embeddings(TiledHead(model.get_output_embeddings(), model.config, tokens=tokens))
+        model.set_output_embeddings(TiledHead(plain_head(model), model.config, tokens=tokens))
         model.train()
         self.repeats = not drops(model)
 

@@ -76,6 +76,8 @@ def build(checked: Checked, folder: RunFolder, *, resume: bool) -> Parts:
     started_with = environment()
     if ranks.is_main and recipe.rollout.type == "auto":
         print(f"rollouts by {engine_type(recipe.rollout)}", flush=True)
+    if ranks.is_main and recipe.teacher.head == "auto":
+        print(checked.teacher_head.words, flush=True)
     clock = Clock()
     evaluate_teacher(checked, folder, ranks, clock)
     with clock("start"):

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from opd.head.pay import Pay
 from opd.head.shard import VocabShard
+from opd.head.weights import HiddenStates
 
 
 @dataclass(frozen=True)
 class RankShard(VocabShard):
-    """A shard on each rank of a process group, in order of rank."""
+    """A shard on each rank of a process group, in order of rank. rows: whose states are where; None: all on each."""
 
     group: Any = None
+    rows: AllRows | None = None
 
     @classmethod
     def of_rank(cls, vocabulary: int, group: Any = None) -> RankShard:
@@ -34,21 +37,106 @@ class RankShard(VocabShard):
         return total
 
     def gather(self, tensor: Tensor) -> Tensor:
-        parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size(self.group))]
-        dist.all_gather(parts, tensor.contiguous(), group=self.group)
-        return torch.stack(parts)
+        return _gathered(tensor, self.group)
+
+    def slab(self, states: HiddenStates, rows_n: Tensor) -> HiddenStates:
+        if self.rows is None:
+            return super().slab(states, rows_n)
+        slab_nH = states.hidden_NH.new_zeros(len(rows_n), states.hidden_NH.shape[1])
+        there, here = self.rows.meet(rows_n)
+        slab_nH[there] = states.hidden_NH[here]
+        dist.all_reduce(slab_nH, group=self.group)
+        return replace(states, hidden_NH=slab_nH)
+
+    def add_rows(self, sum_NH: Tensor, rows_n: Tensor, grad_nH: Tensor) -> None:
+        if self.rows is None:
+            return super().add_rows(sum_NH, rows_n, grad_nH)
+        there, here = self.rows.meet(rows_n)
+        sum_NH[here] += self.sum(grad_nH)[there]
 
 
-@torch.no_grad()
-def rows_of_all(tensor: Tensor, group: Any = None) -> tuple[Tensor, slice]:
-    """Every rank's rows one after another, and where one's own stand; two collectives, however many rows each has."""
-    ranks, rank = dist.get_world_size(group), dist.get_rank(group)
-    counts = [torch.zeros(1, dtype=torch.long, device=tensor.device) for _ in range(ranks)]
-    dist.all_gather(counts, torch.tensor([len(tensor)], device=tensor.device), group=group)
-    sizes = [int(count) for count in counts]
-    padded = tensor.new_zeros(max(sizes), *tensor.shape[1:])
-    padded[: len(tensor)] = tensor
-    parts = [torch.empty_like(padded) for _ in range(ranks)]
-    dist.all_gather(parts, padded, group=group)
-    start = sum(sizes[:rank])
-    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)]), slice(start, start + sizes[rank])
+def _gathered(tensor: Tensor, group: Any) -> Tensor:
+    """[R, …]: every rank's, in order of rank."""
+    parts = tensor.new_empty(dist.get_world_size(group), *tensor.shape)
+    dist.all_gather(list(parts.unbind()), tensor.contiguous(), group=group)
+    return parts
+
+
+class OwnRows:
+    """The rows of a rank whose heads are whole: it meets no other, and everything here is the identity."""
+
+    def gather(self, columns: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Of each column, all rows that the rank's heads go over."""
+        return columns
+
+    def own(self, columns: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Of gathered columns, the rank's own rows."""
+        return columns
+
+    def share(self, loss: Tensor) -> Tensor:
+        """What the rank contributes to the step's loss, and to its gradient: ranks' shares add up to both."""
+        return loss
+
+    def gather_pay(self, pay: Pay) -> Pay:
+        """What all rows pay that the rank's heads go over."""
+        columns = {field.name: getattr(pay, field.name) for field in fields(pay)}
+        return replace(pay, **self.gather({k: v for k, v in columns.items() if isinstance(v, Tensor)}))
+
+
+@dataclass(frozen=True)
+class AllRows(OwnRows):
+    """The rows of all ranks, one rank's after another's: each goes over all of them with its part of the vocabulary.
+
+    sizes: rows of each rank. Columns of the token table are gathered whole, by one collective each, and states a slab
+    at a time (`RankShard.slab`).
+    """
+
+    sizes: tuple[int, ...]
+    rank: int
+    group: Any = None
+
+    @classmethod
+    def of(cls, rows: int, device: torch.device, group: Any = None) -> AllRows:
+        """Where this rank has so many; collective."""
+        sizes = _gathered(torch.tensor(rows, device=device), group).tolist()
+        return cls(tuple(sizes), dist.get_rank(group), group)
+
+    @property
+    def place(self) -> slice:
+        """Where one's own rows stand."""
+        start = sum(self.sizes[: self.rank])
+        return slice(start, start + self.sizes[self.rank])
+
+    def meet(self, rows_n: Tensor) -> tuple[Tensor, Tensor]:
+        """(places in `rows_n`, one's own rows that stand there)."""
+        there = ((rows_n >= self.place.start) & (rows_n < self.place.stop)).nonzero().squeeze(-1)
+        return there, rows_n[there] - self.place.start
+
+    def gather(self, columns: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: self._whole(columns[name]) for name in sorted(columns)}
+
+    def own(self, columns: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: column[self.place].clone() for name, column in columns.items()}
+
+    def share(self, loss: Tensor) -> Tensor:
+        """1/R of the loss, which all ranks hold; its gradient whole.
+
+        For a rank's gradient is of its own rows' states and of its own part of the weights: no two ranks' overlap.
+        """
+        return _Share.apply(loss, len(self.sizes))
+
+    def _whole(self, column: Tensor) -> Tensor:
+        padded = column.new_zeros(max(self.sizes), *column.shape[1:])
+        padded[: len(column)] = column
+        parts = _gathered(padded, self.group)
+        return torch.cat([part[:size] for part, size in zip(parts, self.sizes, strict=True)])
+
+
+class _Share(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, loss: Tensor, ranks: int) -> Tensor:
+        return loss / ranks
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None

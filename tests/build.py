@@ -23,6 +23,7 @@ from opd.recipe_text import parse_recipe
 from opd.seeds import generator_for
 from opd.selection.base import TokenSelector
 from opd.step import Outcome, Run, head_settings, step
+from opd.teacher.base import TeacherScores
 
 TILE = 1 << 20
 torch.set_num_threads(1)  # tensors here are tiny: a second thread only waits, 10 ms an operator on a busy machine
@@ -191,13 +192,14 @@ class GivenLogits(Trainer):
     def start(self, rollouts: list[Rollout]) -> None:
         self.rows_C = torch.tensor([row for r in rollouts for row in r.extra["rows"]], dtype=torch.long)
 
-    def score(self, batch: Batch) -> HiddenStates:
-        return states(self.teacher_TV[self.rows_C[batch.row_C]], self.teacher_TV.dtype)
+    def score(self, batch: Batch) -> TeacherScores:
+        its = states(self.teacher_TV[self.rows_C[batch.row_C]], self.teacher_TV.dtype)
+        return TeacherScores(its.hidden_NH, its.head)
 
     def __call__(
         self,
         batch: Batch,
-        scored: HiddenStates,
+        scored: TeacherScores,
         settings: HeadSettings,
         *,
         needs: Any = (),

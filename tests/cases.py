@@ -21,6 +21,7 @@ from opd.selection import SELECTORS
 from opd.step import Outcome, Run, step
 from opd.student import Student
 from opd.teacher.local import LocalTeacher
+from opd.vocab_ranks import RankShard
 from tests import reference
 
 VOCABULARY = 37
@@ -136,6 +137,10 @@ def recipe(name: str = "all", **more: Any) -> Recipe:
     return parse_recipe(data | BESIDE.get(name, {}) | more)
 
 
+STREAMED = [name for name in LOSSES if all(term.objective.streams for term in recipe(name).loss)]
+"""Cases that heads cut by vocabulary can pay."""
+
+
 def model(seed: int, *, hidden: int, tied: bool = False, dtype: torch.dtype = torch.float64) -> LlamaForCausalLM:
     """A random Llama whose distributions are far from uniform."""
     torch.manual_seed(seed)
@@ -212,13 +217,26 @@ class PlainTrainer(Trainer):
         return Update(skipped=False, grad_norm=0.0)
 
 
-def run(chosen: Recipe, *, trainer=None, tied: bool = False, dtype: torch.dtype = torch.float64, ranks=None) -> Run:
-    """Everything a step needs, with the plain trainer unless another is given."""
+def run(
+    chosen: Recipe,
+    *,
+    trainer=None,
+    tied: bool = False,
+    dtype: torch.dtype = torch.float64,
+    ranks=None,
+    teacher: LocalTeacher | None = None,
+) -> Run:
+    """Everything a step needs, with the plain trainer and the whole teacher unless others are given."""
     if trainer is None:
         trainer = PlainTrainer(student(chosen, tied=tied, dtype=dtype))
-    teacher = LocalTeacher(model(2, hidden=24, dtype=dtype).requires_grad_(False))
     reference = LocalTeacher(origin(tied=tied, dtype=dtype))
+    teacher = teacher or frozen(dtype)
     return Run(chosen, trainer, teacher, ranks or Ranks(), "rows", graded, Clock(), stop=STOP, reference=reference)
+
+
+def frozen(dtype: torch.dtype = torch.float64, shard: RankShard | None = None) -> LocalTeacher:
+    """The teacher, or a rank's part of it."""
+    return LocalTeacher(model(2, hidden=24, dtype=dtype).requires_grad_(False), shard)
 
 
 def origin(*, tied: bool = False, dtype: torch.dtype = torch.float64) -> LlamaForCausalLM:

@@ -87,6 +87,11 @@ OVERRIDES = {
     "a selector without its advantage": ("loss.0.select={type: d3s}", ["'d3s' needs an advantage", "reward"]),
     "a ramp out of bounds": ("loss.0.select.keep={start: 0.5, end: 2}", ["loss.0.select.keep.end", "2"]),
     "a ramp's unknown key": ("loss.0.select.keep={start: 0.5, end: 1, shap: linear}", ["keep.shap", "'shape'"]),
+    "a head to share with nobody": (
+        "teacher.head=by_vocabulary",
+        ["'teacher.head: by_vocabulary'", "there is one rank", "launch more", "teacher.head=auto"],
+    ),
+    "unknown place of the head": ("teacher.head=sharded", ["teacher.head can't be 'sharded'", "'by_vocabulary'"]),
     "no recorded rollouts": ("rollout={type: recorded, path: none}", ["no recorded", "none/step-000001.jsonl"]),
     "tracker that is not installed": ("metrics.trackers=[wandb]", ["wandb", "not installed", "pip install"]),
     "kernel that is not installed": ("student.attention=flash_attention_2", ["flash_attn", "not installed"]),
@@ -350,6 +355,21 @@ def test_more_ranks_than_prompts_are_refused(command, recipe, refused, monkeypat
 def test_as_many_ranks_as_prompts_pass(recipe, ended, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert ended("doctor", write(recipe))[0] == 0
+
+
+@BOTH
+def test_a_shared_head_is_refused_where_it_can_not_be(command, recipe, refused, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    overrides = ["teacher.head=by_vocabulary", "loss.0.objective={type: uskd}"]
+    contains(refused(command, write(recipe), *overrides), "objective 'uskd'", "whole rows", "another objective")
+
+
+@pytest.mark.parametrize(("ranks", "head"), [(1, "auto"), (2, "auto"), (2, "whole"), (2, "by_vocabulary")])
+def test_the_doctor_says_where_the_teachers_head_lies(ranks, head, recipe, ended, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", str(ranks))
+    code, out, _ = ended("doctor", write(recipe), f"teacher.head={head}")
+    place = "by vocabulary over 2 ranks: as" if head == "by_vocabulary" else "whole on each rank: "
+    assert code == 0 and f"the teacher's head {place}" in out
 
 
 @BOTH

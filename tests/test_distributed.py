@@ -3,6 +3,7 @@
 What a step does to the optimizer (clipping, decay) and what is exported are read off real steps.
 """
 
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,23 @@ def test_two_sharded_ranks_equal_one_rank(stage: int, one_rank: Path, tmp_path: 
             assert cases.same_weights(got["weights"], one["weights"], within=1e-6)
     got, one = (found(folder, "soft_or_batch", 1) for folder in (tmp_path, one_rank))
     assert cases.relative_error(got["grads"], one["grads"]) < 1e-5, "a rank without a rollout"
+
+
+@pytest.mark.parametrize(
+    ("stage", "ranks", "precision", "within"), [(0, 2, "fp64", REDUCED), (0, 3, "fp64", REDUCED), (3, 2, "fp32", 1e-5)]
+)
+def test_a_teachers_head_cut_by_vocabulary_gives_the_whole_ones_gradient(
+    stage: int, ranks: int, precision: str, within: float, one_rank: Path, tmp_path: Path
+):
+    """Also where only one rank has a rollout; 37 outcomes over 2 or 3 ranks are unequal parts."""
+    work(tmp_path, "gradients", precision, "by_vocabulary", ranks=ranks, stage=stage)
+    for name, budget in [*product(cases.STREAMED, BUDGETS), ("soft_or_batch", 1)]:
+        got, one = (found(folder, name, budget) for folder in (tmp_path, one_rank))
+        assert sum(got["teacher_rows"]) == cases.VOCABULARY and max(got["teacher_rows"]) < cases.VOCABULARY
+        assert got["head_is_whole"] is (stage != 3)
+        assert got["loss"] == pytest.approx(one["loss"], rel=within)
+        assert cases.relative_error(got["grads"], one["grads"]) < within, name
+        assert cases.same_weights(got["weights"], one["weights"], within=1e-13 if precision == "fp64" else 1e-6)
 
 
 @pytest.mark.parametrize(("stage", "ranks"), [(1, 1), (1, 2), (2, 2), (3, 2)])

@@ -54,6 +54,21 @@ def launched(toy: Path, runs: Path, configuration: str, *overrides: str) -> subp
 
 
 @pytest.mark.engine
+def test_ranks_that_share_the_teachers_head_train_as_those_that_hold_it_whole(toy: Path, tmp_path: Path):
+    lines = {}
+    for head in ("whole", "by_vocabulary"):
+        given = ("precision=bf16", "rollout.type=transformers", f"teacher.head={head}")
+        done = launched(toy, tmp_path / head, "cpu-2-zero3", *given)
+        assert done.returncode == 0, done.stderr[-3000:]
+        metrics = (tmp_path / head / "run" / "metrics.jsonl").read_text()
+        lines[head] = [json.loads(line) for line in metrics.splitlines()]
+    first, shared = lines["whole"][0], lines["by_vocabulary"][0]
+    for name in ("loss", "grad_norm", "reverse_kl", "teacher_stop_mass", "teacher_entropy"):
+        assert shared[name] == pytest.approx(first[name], rel=0.01), name
+    assert all(line["skipped"] == 0 and line["gap"] < 0.05 for line in lines["by_vocabulary"])
+
+
+@pytest.mark.engine
 @pytest.mark.parametrize(("configuration", "precision"), [("cpu-1", "bf16"), ("cpu-2-zero3", "fp32")])
 def test_the_main_job_runs_to_its_end(configuration: str, precision: str, toy: Path, tmp_path: Path):
     done = launched(toy, tmp_path, configuration, f"precision={precision}")

@@ -21,6 +21,7 @@ from opd.rollout.files import read_rollouts, recorded_temperature, step_file
 from opd.rollout.source import Source
 from opd.run import RunFolder
 from opd.stop import StopTokens
+from opd.teacher.placement import Placement
 from opd.train import one_step, train
 from recipes.quickstart.make_models import character_tokenizer
 from tests import cases, reference
@@ -50,7 +51,7 @@ class MainTrainer(cases.PlainTrainer):
 
 def parts_of(recipe: Recipe, folder: Path, source: Source, *, lost: set[int] = frozenset()) -> Parts:
     tokenizer, stop = character_tokenizer(), StopTokens([2], [5], recipe.stop_class)
-    checked = Checked(recipe, tokenizer, tokenizer, PromptSet([], 0, 0), stop, None, None)
+    checked = Checked(recipe, tokenizer, tokenizer, PromptSet([], 0, 0), stop, None, None, Placement(1, 37, "one rank"))
     run_folder = RunFolder(folder)
     if not folder.exists():
         run_folder.create(recipe)

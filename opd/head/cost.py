@@ -132,6 +132,22 @@ def loss_cost(shape: HeadShape, mode: Mode, *, share: float = 1.0, reads_teacher
     )
 
 
+def rank_bytes(shape: HeadShape, ranks: int = 1) -> int:
+    """What the teacher's head and a loss over it, with its backward, hold on each of R ranks that share heads.
+
+    The head's V / R rows, and `loss_cost`'s peak over the tokens of all ranks, of which the gradient of hidden states
+    is there of the rank's own N alone. With several ranks, the backward may be the worse moment: the gradient of the
+    rank's part of the student's head is then there once more, as one of the whole head.
+    """
+    part = replace(shape, rows=ranks * shape.rows).of_rank(ranks)
+    elsewhere = (part.rows - shape.rows) * shape.hidden * shape.working
+    forward = round(loss_cost(part, "streamed").peak_extra_bytes) - elsewhere
+    whole = shape.vocabulary * shape.hidden * shape.itemsize
+    own = (shape.rows + part.vocabulary * shape.trains_head) * shape.hidden * shape.working
+    backward = own + whole if ranks > 1 and shape.trains_head else own
+    return part.vocabulary * shape.teacher_hidden * shape.itemsize + max(forward, backward)
+
+
 def _sweep_bytes(shape: HeadShape, mode: Mode, *, models: int, of_loss: bool) -> int:
     """Working memory of the rows that are worked on at once: states, products, and the worst of three moments.
 

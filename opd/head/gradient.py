@@ -15,11 +15,11 @@ from opd.head.weights import HiddenStates, working_dtype
 class Gradients:
     """The sums, in the working dtype; a part that is not wanted is None.
 
-    wants: of hidden states, middle layer, weight and bias.
+    wants: of hidden states, middle layer, weight and bias. Those of the weights are of the shard's part alone.
     """
 
-    def __init__(self, student: HiddenStates, weak_NH: Tensor, wants: tuple[bool, ...]) -> None:
-        self.student, self.head = student, student.head
+    def __init__(self, student: HiddenStates, weak_NH: Tensor, wants: tuple[bool, ...], shard: VocabShard) -> None:
+        self.student, self.head, self.shard = student, student.head, shard
         self.dtype = dtype = working_dtype(student.head.weight_VH.dtype)
         hidden, weak, weight, bias = wants
         self.hidden_NH = torch.zeros_like(student.hidden_NH, dtype=dtype) if hidden else None
@@ -38,13 +38,11 @@ class Gradients:
             slab.add(columns, grad_nV[:, columns].T)
         slab.close()
 
-    def collected(self, shard: VocabShard) -> list[Tensor | None]:
+    def collected(self) -> list[Tensor | None]:
         """Every part in the order of `wants`, in the working dtype: scale it, then `narrowed_` it."""
         if self.is_empty and self.weight_VH is not None:
             self.weight_VH.zero_()
-        hidden_NH = None if self.hidden_NH is None else shard.sum(self.hidden_NH)
-        parts = (hidden_NH, self.weak_NH, self.weight_VH, self.bias_V)
-        return [*parts]
+        return [self.hidden_NH, self.weak_NH, self.weight_VH, self.bias_V]
 
 
 class Slab:
@@ -81,7 +79,7 @@ class Slab:
     def close(self) -> None:
         """The rows are done."""
         if self.grad_Hn is not None:
-            self.of_hidden_NH[self.rows_n] += self.grad_Hn.T
+            self.whole.shard.add_rows(self.of_hidden_NH, self.rows_n, self.grad_Hn.T)
         self.whole.is_empty = False
 
 

@@ -41,9 +41,9 @@ def head_loss(
     known: `row_statistics` of the same states, where there are any; with both normalisers and what the objectives name
     as their `sums`, the gradient takes one sweep in which nothing is kept. They must be of the same states, temperature
     and stop class: the loss is NaN where the student's normaliser is not, nothing else is checked.
-    shard: which part of the vocabulary both heads hold, where they hold one; the gradient of hidden states is then of
-    all parts, that of the weight of one's own. Raises ValueError for a term that needs whole rows of a part, and for
-    a missing teacher.
+    shard: which part of the vocabulary both heads hold, where they hold one; the N tokens are then those of all shards,
+    the gradient of hidden states is of all parts, that of the weight of one's own. Raises ValueError for a term that
+    needs whole rows of a part, and for a missing teacher.
     """
     head = student.head
     weak_NH = student.hidden_NH.detach()[:0] if weak_NH is None else weak_NH
@@ -89,14 +89,14 @@ def _compute(
     student: HiddenStates, weak_NH: Tensor, given: _Given, wants: tuple[bool, ...]
 ) -> tuple[Tensor, list[Tensor | None]]:
     """The loss, and the gradients that are wanted of hidden states, middle layer, weight and bias."""
-    gradients = Gradients(student, weak_NH, wants)
+    gradients = Gradients(student, weak_NH, wants, given.shard)
     streamed, tiled = ([pay for pay in given.pays if pay.streams is streams] for streams in (True, False))
     if tiled and given.shard.vocabulary != student.head.vocabulary:
         raise ValueError("a term that needs whole rows can't be paid by a part of the vocabulary; give whole heads")
     with torch.autocast(student.hidden_NH.device.type, enabled=False):
         loss = stream(student, given.teacher, streamed, given.settings, given.known, gradients, given.shard)
         loss += _by_tiles(student, given.teacher, tiled, given.token_id_N, given.settings, weak_NH, gradients)
-    return ruled_out(loss), gradients.collected(given.shard)
+    return ruled_out(loss), gradients.collected()
 
 
 def _by_tiles(

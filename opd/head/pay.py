@@ -47,8 +47,8 @@ class DensePay:
 
     @property
     def streams(self) -> bool:
-        """Where the sum runs over every outcome."""
-        return self.objective.outcomes is None
+        """As the objective does."""
+        return self.objective.streams
 
     def rows(self, rows_n: Tensor) -> DensePay:
         """Those rows alone."""
@@ -101,8 +101,8 @@ class RowsPay:
 
     @property
     def streams(self) -> bool:
-        """Never."""
-        return False
+        """As the objective does: never."""
+        return self.objective.streams
 
     def rows(self, rows_n: Tensor) -> RowsPay:
         """Those rows alone."""

@@ -199,7 +199,7 @@ def row_statistics(
 
     One sweep over the vocabulary for all of them. The teacher's head is touched only where a statistic needs it. Raises
     KeyError for a name that does not exist, and ValueError where a teacher is needed and None. shard: which part of the
-    vocabulary both heads hold, where they hold one.
+    vocabulary both heads hold, where they hold one; the N tokens are then those of all shards.
     """
     shard = shard or whole_of(student.head)
     names = sorted(set(needs))
@@ -209,9 +209,9 @@ def row_statistics(
     dtype = working_dtype(student.hidden_NH.dtype)
     n = streamed_rows(itemsize=dtype.itemsize, tile_bytes=settings.tile_bytes)
     parts: dict[str, list[Tensor]] = {name: [] for name in names}
-    for rows_n in torch.arange(len(student), device=token_id_N.device).split(n) if names else []:
-        others = None if teacher is None else teacher.rows(rows_n)
-        strips = Strips(student.rows(rows_n), others, settings, shard)
+    for rows_n in torch.arange(len(token_id_N), device=token_id_N.device).split(n) if names else []:
+        others = None if teacher is None else shard.slab(teacher, rows_n)
+        strips = Strips(shard.slab(student, rows_n), others, settings, shard)
         with torch.autocast(rows_n.device.type, enabled=False):
             swept = Swept(strips, token_id_N[rows_n], names, settings)
         for name in names:

@@ -51,7 +51,7 @@ def stream(
     n = streamed_rows(**size) if is_known else kept_rows(shard.widest, **kept_size)
     kept: Memory = {}
     for rows_n in rows_N.split(n) if len(rows_N) else ():
-        own, others = student.rows(rows_n), None if teacher is None else teacher.rows(rows_n)
+        own, others = shard.slab(student, rows_n), None if teacher is None else shard.slab(teacher, rows_n)
         strips = Strips(own, others, settings, shard, None if is_known else kept)
         found = {name: known[name][rows_n] for name in names} if is_known else statistics_of(strips, names)
         slab = Slab(gradients, rows_n, strips.models["student"].hidden_nH, gradients.hidden_NH)

@@ -42,6 +42,11 @@ class Objective(Record):
     reads_teacher: ClassVar[bool] = True
     """Whether the teacher's whole distribution at a token is read."""
 
+    @property
+    def streams(self) -> bool:
+        """Whether it goes strip by strip, or part by part, of the vocabulary; else it needs whole rows of logits."""
+        return True
+
     def metrics(self, table: TokenTable, weight_C: Float[Tensor, " C"]) -> dict[str, float]:
         """What the objective says of a step beside its loss, by name."""
         return {}
@@ -62,6 +67,11 @@ class DenseObjective(Objective):
     def outcomes(self) -> Outcomes | None:
         """What the sum runs over; None for every outcome."""
         return None
+
+    @property
+    def streams(self) -> bool:
+        """Where the sum runs over every outcome."""
+        return self.outcomes is None
 
     def totals(self, statistic_n: Float[Tensor, " n"]) -> tuple[Tensor, Tensor]:
         """(Σf, Σf′) over the outcomes of each row, [n] each, from the statistic named by `sums`."""
@@ -136,6 +146,11 @@ class RowsObjective(Objective):
     reads_teacher: ClassVar[bool] = False
     layer_share: ClassVar[float | None] = None
     """Where a middle layer's logits are read too: at this share of the student's depth."""
+
+    @property
+    def streams(self) -> bool:
+        """Never."""
+        return False
 
     def constants(self, table: TokenTable, weight_C: Float[Tensor, " C"]) -> Float[Tensor, " C"]:
         """A number for each token that depends on the whole step, without gradient."""

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from opd.batch import Batch, Rollout
 from opd.head.weights import HiddenStates
+from opd.vocab_ranks import RankShard
 
-TeacherScores = HiddenStates
-"""What a teacher says about a batch: the last hidden state at each trained position [C, Ht], and its own head.
 
-Dense and exact: any divergence over the whole vocabulary follows from it.
-"""
+@dataclass(frozen=True)
+class TeacherScores(HiddenStates):
+    """What a teacher says about a batch: the last hidden state at each trained position [C, Ht], and its own head.
+
+    Dense and exact: any divergence over the whole vocabulary follows from it. shard: which part of the vocabulary the
+    head is, where every rank holds another one; None: it is whole.
+    """
+
+    shard: RankShard | None = None
+
+    @property
+    def vocabulary(self) -> int:
+        """Tokens that the head knows, all its parts together."""
+        return self.head.vocabulary if self.shard is None else self.shard.vocabulary
 
 
 @runtime_checkable

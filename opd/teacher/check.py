@@ -12,7 +12,7 @@ from opd.head.settings import HeadSettings
 from opd.head.weights import HiddenStates
 from opd.objectives import OBJECTIVES
 from opd.packing import Layout, lay_out
-from opd.reading import backbone, head_weights, trained_states
+from opd.reading import backbone, head_weights, plain_head, trained_states
 from opd.student import Student
 from opd.teacher.local import LocalTeacher
 
@@ -46,7 +46,7 @@ def check_reading(model: PreTrainedModel, prompts: list[Prompt], layout: Layout,
     """
     rollouts = [_as_rollout(prompt, cut=i) for i, prompt in enumerate(prompts)]
     batch = lay_out(rollouts, list(range(len(rollouts))), layout=layout).to(model.device)
-    linear = model.get_output_embeddings()
+    linear = plain_head(model)
     with torch.no_grad():
         states = HiddenStates(
             trained_states(backbone(model), batch)[0], head_weights(linear.weight, linear.bias, model.config)

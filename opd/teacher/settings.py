@@ -22,3 +22,5 @@ class LocalTeacherSettings(ModelSettings, TeacherSettings):
     gives: ClassVar[frozenset[str]] = frozenset({*STATISTICS, "distributions"})
 
     type: Literal["local"] = "local"
+    head: Literal["auto", "whole", "by_vocabulary"] = "auto"
+    """Its lm_head on each rank: whole, or a part by vocabulary; auto cuts it where that frees memory, and says why."""

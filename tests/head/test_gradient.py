@@ -17,13 +17,13 @@ def gradients(dtype: torch.dtype = torch.float64, wants: tuple[bool, ...] = ALL)
     made = random_states(N, H, V, seed=1)
     head = HeadWeights(made.head.weight_VH.to(dtype), made.head.bias_V.to(dtype))
     weak_NH = random_states(N, H, V, seed=2).hidden_NH.to(dtype)
-    return Gradients(HiddenStates(made.hidden_NH.to(dtype), head), weak_NH, wants)
+    return Gradients(HiddenStates(made.hidden_NH.to(dtype), head), weak_NH, wants, whole_of(head))
 
 
 def collected(found: Gradients) -> list:
     """As the backward gives them, of an incoming 1."""
     dtype = found.head.weight_VH.dtype
-    return [None if part is None else narrowed_(part, dtype) for part in found.collected(whole_of(found.head))]
+    return [None if part is None else narrowed_(part, dtype) for part in found.collected()]
 
 
 def grad_NV() -> torch.Tensor:

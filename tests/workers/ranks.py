@@ -1,6 +1,6 @@
 """Run by tests/test_distributed.py under `accelerate launch`: real DeepSpeed ranks on the shared cases.
 
-    python -m tests.workers.ranks gradients|nonfinite|steps PRECISION FOLDER [tied|untied] [checkpointed]
+    python -m tests.workers.ranks gradients|nonfinite|steps PRECISION FOLDER [tied|untied|checkpointed|by_vocabulary]…
 
 Rank 0 leaves its findings as FOLDER/<case>.pt, and `steps` the exported student beside them.
 """
@@ -18,6 +18,7 @@ from opd import distributed
 from opd.distributed import Ranks, Trainer, Update, gathered
 from opd.models import DTYPES
 from opd.parts import optimizer_for
+from opd.vocab_ranks import RankShard
 from recipes.quickstart.make_models import character_tokenizer
 from tests import cases
 
@@ -43,7 +44,10 @@ def gradients(trainer: Trainer, ranks: Ranks, precision: str, folder: Path) -> N
     """Loss and full gradient of every case, and whether the head's weight is whole on a rank."""
     head = trainer.student.head.weight
     whole = head.numel() == cases.VOCABULARY * 16
-    names = BF16 if precision == "bf16" else cases.LOSSES
+    names, teacher = BF16 if precision == "bf16" else cases.LOSSES, None
+    if "by_vocabulary" in sys.argv:
+        names = cases.STREAMED
+        teacher = cases.frozen(DTYPES[precision], RankShard.of_rank(cases.VOCABULARY))
     work = [(name, budget, cases.rollouts()) for name in names for budget in (40, 4096)]
     lonely = [("soft_or_batch", 1, cases.rollouts()[2:3])]  # named budget 1: one rollout, so other ranks have none
     for name, budget, rollouts in work + lonely:
@@ -58,12 +62,13 @@ def gradients(trainer: Trainer, ranks: Ranks, precision: str, folder: Path) -> N
         trainer.update = update
         chosen = cases.recipe(name, token_budget=max(40, budget))
         trainer.student.layer_share = chosen.layer_share
-        run = cases.run(chosen, trainer=trainer, tied=True, dtype=DTYPES[precision], ranks=ranks)
+        run = cases.run(chosen, trainer=trainer, tied=True, dtype=DTYPES[precision], ranks=ranks, teacher=teacher)
         outcome = cases.taken(run, rollouts)
         found = {
             "loss": outcome.metrics["loss"],
             "grads": grads,
             "head_is_whole": whole,
+            "teacher_rows": ranks.gather_objects(len(run.teacher.model.lm_head.weight)),
             "weights": outcome.weights,
             "rollouts": [r.token_ids for r in outcome.rollouts],
         }

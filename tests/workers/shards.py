@@ -14,7 +14,7 @@ from opd.head.statistics import row_statistics
 from opd.head.weights import HiddenStates
 from opd.objectives import OBJECTIVES
 from opd.objectives.jsd import JSD
-from opd.vocab_ranks import RankShard, rows_of_all
+from opd.vocab_ranks import AllRows, RankShard
 from tests.build import random_states
 
 V, SETTINGS = 13, HeadSettings(temperature=0.8, candidates=3, stop=(2, 11), merge_stop=True, tile_bytes=600)
@@ -45,12 +45,12 @@ def rank(index: int, folder: str, counts: list[int], weight_N: torch.Tensor) -> 
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=index, world_size=len(counts))
     student, teacher = models(sum(counts))
     mine = torch.arange(sum(counts)).split(counts)[index]
-    shard = RankShard.of_rank(V)
-    parts, places = [], slice(0)
-    for states in (student, teacher):
-        hidden_NH, places = rows_of_all(states.hidden_NH[mine])
-        parts.append(HiddenStates(hidden_NH, states.head.part(shard.start, shard.stop)))
+    rows = AllRows.of(len(mine), torch.device("cpu"))
+    shard = replace(RankShard.of_rank(V), rows=rows)
+    parts = [
+        HiddenStates(states.hidden_NH[mine], states.head.part(shard.start, shard.stop)) for states in (student, teacher)
+    ]
     found = found_by(*parts, torch.arange(sum(counts)) % V, weight_N, shard)
-    own = {name: x if name in ("loss", "weight") else x[places] for name, x in found.items()}
+    own = {name: x if name in ("loss", "weight", "hidden") else x[rows.place] for name, x in found.items()}
     torch.save(own, Path(folder, f"{index}.pt"))
     dist.destroy_process_group()
