@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from opd.batch import Prompt, Rollout
 from opd.distributed import Ranks
+from opd.lora import LoraSettings, adapters, attach
+from opd.model_spec import ModelSettings
 from opd.models import load_model, load_tokenizer
 from opd.prompts import render
 from opd.rollout.engine import RolloutEngine, Sampling
@@ -132,6 +134,27 @@ def test_the_engine_follows_tied_weights(kind: str, tied: Path, toy: Path):
     engine = start(kind, tied, end_token(toy))
     follows(engine, tied, toy)
     engine.close()
+
+
+def test_the_engine_samples_from_the_merged_model(engine: RolloutEngine, toy: Path):
+    """Adapters on every layer and the head: the gap to peft's own model is the synced one, that to the base is not."""
+    base, asked = load_model(str(toy / "student"), dtype=torch.float32), prompts(toy, "1+2=", "30+4=", "555+66=")
+    engine.load(Student(adapted(toy), tokens=17).weights(), engine.version + 1)
+    rollouts = engine.generate(asked, SAMPLING)
+    engine.load(base.named_parameters(), engine.version + 1)
+    assert mean_gap(adapted(toy), rollouts) < 1e-3
+    assert mean_gap(base, rollouts) > 0.1
+
+
+def adapted(toy: Path) -> PreTrainedModel:
+    """The toy student with adapters that move its distributions far."""
+    model = load_model(str(toy / "student"), dtype=torch.float32)
+    attach(model, LoraSettings(targets=["all-linear", "lm_head"]), ModelSettings(model="student"), seed=0)
+    torch.manual_seed(4)
+    with torch.no_grad():
+        for adapter in adapters(model).values():
+            adapter.lora_B.normal_(0, 0.3)
+    return model
 
 
 def test_a_prompt_that_comes_twice_is_sampled_anew(engine: RolloutEngine, toy: Path):
