@@ -2,7 +2,7 @@
 
     python -m tests.workers.ranks gradients|nonfinite|steps PRECISION FOLDER SHAPE…
 
-SHAPE: tied, untied, checkpointed, adapted (with adapters on every layer and the head), by_vocabulary.
+SHAPE: tied, untied, checkpointed, adapted (with adapters on every layer, untied on the head too), by_vocabulary.
 
 Rank 0 leaves its findings as FOLDER/<case>.pt, and `steps` the exported student beside them.
 """
@@ -36,7 +36,8 @@ def start(precision: str, *, max_grad_norm: float, tied: bool, checkpointed: boo
         deepspeed.accelerator.get_accelerator().supported_dtypes = lambda: [torch.float64]
     accelerator = distributed.start(precision, max_grad_norm=max_grad_norm, trackers=[])
     if "adapted" in sys.argv:
-        module = cases.adapted(["all-linear", "lm_head"], dtype=DTYPES[precision])
+        targets = ["all-linear"] if tied else ["all-linear", "lm_head"]
+        module = cases.adapted(targets, tied=tied, dtype=DTYPES[precision])
     else:
         module = cases.student(cases.recipe(), tied=tied, dtype=DTYPES[precision])
     if checkpointed:
