@@ -21,6 +21,7 @@ from opd.distributed import world_size
 from opd.errors import DataError, EngineError, ModelError, RecipeError
 from opd.head.statistics import STATISTICS
 from opd.lora import targeted
+from opd.model_spec import ModelSettings
 from opd.models import dropout_rates, empty_model, load_config, load_tokenizer, text_config, token_count
 from opd.prompts import PromptSet, load_prompts
 from opd.rollout.engine import RolloutEngine
@@ -77,8 +78,9 @@ def check(recipe: Recipe, make_evaluation: MakeEvaluation) -> Checked:
     if student.lora is not None:
         targeted(empty_model(configs[0]), student.lora.targets)
     check_recorded(recipe, min(sizes))
-    for config, model in zip(configs, (student.model, teacher.model), strict=True):
-        check_context(recipe, config, model)
+    for config, spec in zip(configs, (student, teacher), strict=True):
+        check_attention(spec, config)
+        check_context(recipe, config, spec.model)
     prompts = load_prompts(recipe.prompts, tokenizer)
     if recipe.rollout.path is None and recipe.prompts_per_step > len(prompts.prompts):
         raise DataError(
@@ -187,6 +189,15 @@ def check_ranks(recipe: Recipe) -> None:
         raise RecipeError(
             f"{world_size()} data ranks share prompts_per_step {recipe.prompts_per_step}: a rank would be idle; "
             f"raise prompts_per_step to {world_size()} or more, or launch fewer processes"
+        )
+
+
+def check_attention(spec: ModelSettings, config: Any) -> None:
+    """ModelError if the attention kernel would leave out the cap that the model, and its engine, put on scores."""
+    if spec.attention == "sdpa" and getattr(text_config(config), "attn_logit_softcapping", None) is not None:
+        raise ModelError(
+            f"{spec.model!r} caps its attention scores (attn_logit_softcapping), and attention: sdpa would leave that "
+            "out; set attention to eager or flash_attention_2 for this model"
         )
 
 

@@ -312,6 +312,12 @@ def test_a_model_with_dropout_is_refused(command, recipe, refused, toy):
 
 
 @BOTH
+def test_a_kernel_that_leaves_out_the_cap_on_attention_is_refused(command, recipe, refused, toy):
+    recipe["student"]["model"] = str(configured(toy, attn_logit_softcapping=50.0))
+    contains(refused(command, write(recipe)), "attn_logit_softcapping", "sdpa", "set attention to eager")
+
+
+@BOTH
 def test_an_adapter_on_a_tied_head_is_refused(command, recipe, refused, toy):
     recipe["student"] = {
         "model": str(configured(toy, tie_word_embeddings=True)),
