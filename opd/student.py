@@ -124,7 +124,7 @@ class Student(nn.Module):
         return self.head(hidden_CH, weak_CH, batch.token_id_C, teacher, settings, needs, pays_of, known)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Whole weights under their checkpoint names, adapters merged, gathered bucket by bucket; collective.
+        """Whole weights under the plain model's names, adapters merged, gathered bucket by bucket; collective.
 
         Every rank exhausts it. A merged weight W + scaling · B A is a tensor of its own: W keeps every bit.
         """

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import (
     AutoModelForCausalLM,
     CohereConfig,
@@ -26,6 +27,7 @@ from transformers import (
 
 from opd.lora import LoraSettings, adapters, attach
 from opd.model_spec import ModelSettings
+from opd.models import as_stored
 from opd.student import Student
 from opd.teacher.local import LocalTeacher
 from recipes.quickstart.make_models import character_tokenizer
@@ -111,6 +113,8 @@ def test_the_gradient_is_the_plain_models_and_the_export_loads(family: str, adap
     assert cases.relative_error(gradients(student.model), gradients(plain)) < 1e-6
 
     student.export(tmp_path, character_tokenizer(), writes=True)
+    stored, streamed = load_file(tmp_path / "model.safetensors"), dict(as_stored(plain.config, student.weights()))
+    assert stored.keys() == streamed.keys() and all(torch.equal(stored[name], streamed[name]) for name in stored)
     loaded, ids = AutoModelForCausalLM.from_pretrained(tmp_path, **kernels(family)), torch.arange(37)[None]
     with torch.no_grad():
         torch.testing.assert_close(loaded(ids).logits, plain(ids).logits, rtol=1e-9, atol=1e-9)

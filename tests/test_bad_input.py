@@ -318,6 +318,13 @@ def test_a_kernel_that_leaves_out_the_cap_on_attention_is_refused(command, recip
 
 
 @BOTH
+def test_experts_that_vllm_would_garble_are_refused(command, recipe, refused, toy, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    recipe["student"]["model"], recipe["rollout"]["type"] = str(configured(toy, num_experts_per_tok=2)), "vllm"
+    contains(refused(command, write(recipe)), "mixture of experts", "vLLM", "rollout.type=transformers")
+
+
+@BOTH
 def test_an_adapter_on_a_tied_head_is_refused(command, recipe, refused, toy):
     recipe["student"] = {
         "model": str(configured(toy, tie_word_embeddings=True)),

@@ -16,6 +16,7 @@ from opd.rollout.engine import RolloutEngine, Sampling
 from opd.rollout.settings import RolloutSettings
 from opd.rollout.start import start_engine
 from opd.student import Student
+from tests.test_architectures import FAMILIES
 
 ENGINES = [pytest.param("vllm", marks=pytest.mark.engine), "transformers"]
 SAMPLING = Sampling(samples=3, max_new_tokens=16, temperature=1.0, seed_key=("test", 0))
@@ -133,6 +134,18 @@ def test_the_engine_follows_the_trainers_weights(engine: RolloutEngine, toy: Pat
 def test_the_engine_follows_tied_weights(kind: str, tied: Path, toy: Path):
     engine = start(kind, tied, end_token(toy))
     follows(engine, tied, toy)
+    engine.close()
+
+
+@pytest.mark.engine
+def test_vllm_follows_a_head_that_is_the_embedding_itself(toy: Path, tmp_path: Path):
+    """Gemma 2 has no lm_head there."""
+    known = FAMILIES["gemma2"].to_dict() | {"vocab_size": 17, "head_dim": 32, "attn_logit_softcapping": None}
+    torch.manual_seed(3)
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(**known)).save_pretrained(tmp_path)
+    load_tokenizer(str(toy / "student")).save_pretrained(tmp_path)
+    engine = start("vllm", tmp_path, end_token(toy))
+    follows(engine, tmp_path, toy)
     engine.close()
 
 
