@@ -23,7 +23,7 @@ from opd.errors import DataError, EngineError, ModelError, RecipeError
 from opd.head.statistics import STATISTICS
 from opd.lora import targeted
 from opd.model_spec import ModelSettings
-from opd.models import dropout_rates, empty_model, load_config, load_tokenizer, text_config, token_count
+from opd.models import caps_attention, dropout_rates, empty_model, load_config, load_tokenizer, text_config, token_count
 from opd.prompts import PromptSet, load_prompts
 from opd.rollout.engine import RolloutEngine
 from opd.rollout.files import read_rollouts, recorded_temperature, step_file
@@ -196,7 +196,7 @@ def check_ranks(recipe: Recipe) -> None:
 
 def check_attention(spec: ModelSettings, config: Any) -> None:
     """ModelError if the attention kernel would leave out the cap that the model, and its engine, put on scores."""
-    if spec.attention == "sdpa" and getattr(text_config(config), "attn_logit_softcapping", None) is not None:
+    if spec.attention == "sdpa" and caps_attention(config):
         raise ModelError(
             f"{spec.model!r} caps its attention scores (attn_logit_softcapping), and attention: sdpa would leave that "
             "out; set attention to eager or flash_attention_2 for this model"

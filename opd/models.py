@@ -27,9 +27,13 @@ def load_tokenizer(model: str, revision: str | None = None) -> PreTrainedTokeniz
 
 
 def load_model(
-    model: str, *, dtype: torch.dtype, attention: str = "sdpa", revision: str | None = None
+    model: str, *, dtype: torch.dtype, attention: str | None = None, revision: str | None = None
 ) -> PreTrainedModel:
-    """The causal language model in `dtype`, on the CPU; ModelError in one line if it can't be loaded."""
+    """The causal language model in `dtype`, on the CPU; ModelError in one line if it can't be loaded.
+
+    attention: its kernel; None takes sdpa, or eager for a model that sdpa would compute wrongly.
+    """
+    attention = attention or ("eager" if caps_attention(load_config(model, revision)) else "sdpa")
     return _loaded(AutoModelForCausalLM, model, revision, dtype=dtype, attn_implementation=attention)
 
 
@@ -82,6 +86,11 @@ def text_config(config: Any) -> Any:
 def token_count(tokenizer: PreTrainedTokenizerBase) -> int:
     """One more than the largest token id: rows of an lm_head beyond it are padding."""
     return max(tokenizer.get_vocab().values()) + 1
+
+
+def caps_attention(config: Any) -> bool:
+    """Whether the model caps its attention scores (Gemma 2), which transformers' sdpa leaves out."""
+    return getattr(text_config(config), "attn_logit_softcapping", None) is not None
 
 
 def dropout_rates(config: Any) -> dict[str, float]:

@@ -137,14 +137,16 @@ def test_the_engine_follows_tied_weights(kind: str, tied: Path, toy: Path):
     engine.close()
 
 
-@pytest.mark.engine
-def test_vllm_follows_a_head_that_is_the_embedding_itself(toy: Path, tmp_path: Path):
-    """Gemma 2 has no lm_head there."""
-    known = FAMILIES["gemma2"].to_dict() | {"vocab_size": 17, "head_dim": 32, "attn_logit_softcapping": None}
+@pytest.mark.parametrize("kind", ENGINES)
+def test_the_engine_follows_a_model_that_caps_attention_and_whose_head_is_its_embedding(kind, toy, tmp_path: Path):
+    """Gemma 2: transformers' sdpa knows no cap, and vLLM's model has no lm_head."""
+    known = FAMILIES["gemma2"].to_dict() | {"vocab_size": 17, "head_dim": 32, "initializer_range": 0.3}
     torch.manual_seed(3)
     AutoModelForCausalLM.from_config(AutoConfig.for_model(**known)).save_pretrained(tmp_path)
     load_tokenizer(str(toy / "student")).save_pretrained(tmp_path)
-    engine = start("vllm", tmp_path, end_token(toy))
+    engine = start(kind, tmp_path, end_token(toy))
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager")
+    assert mean_gap(model, engine.generate(prompts(toy, "1+2=", "30+4="), SAMPLING)) < 1e-4
     follows(engine, tmp_path, toy)
     engine.close()
 
