@@ -1,6 +1,7 @@
 """Real engines: what they sample, what they say about it, and that they follow the trainer's weights."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,8 +16,9 @@ from opd.prompts import render
 from opd.rollout.engine import RolloutEngine, Sampling
 from opd.rollout.settings import RolloutSettings
 from opd.rollout.start import start_engine
+from opd.rollout.vllm import VLLMEngine
 from opd.student import Student
-from tests.test_architectures import FAMILIES
+from tests.test_architectures import FAMILIES, made
 
 ENGINES = [pytest.param("vllm", marks=pytest.mark.engine), "transformers"]
 SAMPLING = Sampling(samples=3, max_new_tokens=16, temperature=1.0, seed_key=("test", 0))
@@ -145,10 +147,20 @@ def test_the_engine_follows_a_model_that_caps_attention_and_whose_head_is_its_em
     AutoModelForCausalLM.from_config(AutoConfig.for_model(**known)).save_pretrained(tmp_path)
     load_tokenizer(str(toy / "student")).save_pretrained(tmp_path)
     engine = start(kind, tmp_path, end_token(toy))
-    model = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager")
-    assert mean_gap(model, engine.generate(prompts(toy, "1+2=", "30+4="), SAMPLING)) < 1e-4
     follows(engine, tmp_path, toy)
     engine.close()
+
+
+def test_vllm_is_handed_what_a_checkpoint_holds():
+    """Experts one by one, where the model in memory has them fused; no engine starts."""
+    engine, handed = VLLMEngine.__new__(VLLMEngine), []
+    engine.config, engine.sleeps = FAMILIES["mixtral"], False
+    engine.llm = SimpleNamespace(
+        collective_rpc=lambda _, kwargs: handed.extend(name for name, _ in kwargs["weights_iterator"]),
+        model_config=SimpleNamespace(hf_text_config=engine.config),
+    )
+    engine.load(made("mixtral", 0).named_parameters(), 1)
+    assert sum("experts.3" in name for name in handed) == 2 * 3 and not any("gate_up" in name for name in handed)
 
 
 def test_the_engine_samples_from_the_merged_model(engine: RolloutEngine, toy: Path):
@@ -184,6 +196,7 @@ def follows(engine: RolloutEngine, path: Path, toy: Path) -> None:
     model = load_model(str(path), dtype=torch.float32)
     student = Student(load_model(str(path), dtype=torch.float32), tokens=17)
     synced = mean_gap(model, engine.generate(asked, SAMPLING))
+    assert synced < 1e-3
     while (unsynced := mean_gap(model, engine.generate(asked, SAMPLING))) < max(10 * synced, 0.02):
         with torch.no_grad():
             for own, other in zip(student.model.parameters(), model.parameters(), strict=True):
