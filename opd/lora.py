@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator
+from pydantic import Field, PositiveInt, field_validator
 from torch import Tensor, nn
 
 from opd.errors import RecipeError
@@ -36,7 +36,7 @@ class LoraSettings(Record):
 
     rank: PositiveInt = 16
     """Rows of A and columns of B."""
-    alpha: PositiveFloat = 32.0
+    alpha: PositiveInt = 32
     """B A is multiplied by alpha / rank."""
     targets: list[str] = Field(default_factory=lambda: [ALL_LINEAR], min_length=1)
     """Layers by name or its end (q_proj); all-linear is every linear layer below the head, lm_head the head."""

@@ -221,7 +221,7 @@ class PlainTrainer(Trainer):
 
 def adapted(targets: list[str], *, tied: bool = False, dtype: torch.dtype = torch.float64) -> Student:
     """The random student with adapters of rank 2 that are not at their start: what B A adds is as large as W."""
-    settings = LoraSettings(rank=2, alpha=3.0, targets=targets)
+    settings = LoraSettings(rank=2, alpha=3, targets=targets)
     made = model(1, hidden=16, tied=tied, dtype=dtype)
     attach(made, settings, ModelSettings(model="student"), seed=0)
     torch.manual_seed(5)

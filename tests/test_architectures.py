@@ -85,7 +85,7 @@ def learner(family: str, *, adapted: bool) -> PreTrainedModel:
     model = made(family, 1)
     if adapted:
         targets = ["all-linear"] if model.config.tie_word_embeddings else ["all-linear", "lm_head"]
-        attach(model, LoraSettings(rank=2, alpha=3.0, targets=targets), ModelSettings(model="student"), seed=0)
+        attach(model, LoraSettings(rank=2, alpha=3, targets=targets), ModelSettings(model="student"), seed=0)
         for adapter in adapters(model).values():
             torch.nn.init.normal_(adapter.lora_B, 0, 0.3)
     return model

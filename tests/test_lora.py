@@ -71,6 +71,15 @@ def test_a_frozen_tied_head_under_adapters_has_the_same_gradient():
     assert cases.relative_error(gradients(student.model), gradients(plain)) < 1e-9
 
 
+def test_gradient_checkpointing_does_not_change_the_gradient():
+    """The first layer's input has no gradient: nothing below it trains."""
+    plain, student = cases.adapted(ATTENTION), cases.adapted(ATTENTION)
+    student.model.gradient_checkpointing_enable({"use_reentrant": False})
+    for each in (plain, student):
+        stepped("all", each)
+    assert cases.relative_error(gradients(student.model), gradients(plain.model)) < 1e-12
+
+
 @pytest.mark.parametrize(("targets", "wants"), [(ATTENTION, False), (["lm_head"], True)], ids=["below", "head"])
 def test_only_a_head_with_an_adapter_takes_memory_for_its_gradient(targets, wants, monkeypatch):
     class Watched(head_loss.Gradients):
