@@ -164,8 +164,8 @@ class Student(nn.Module):
             tokenizer.save_pretrained(folder)
 
 
-def _matrices(adapters: Iterable[LowRank]) -> list[nn.Parameter]:
-    return [matrix for adapter in adapters for matrix in (adapter.lora_A, adapter.lora_B)]
+def _matrices(beside: Iterable[LowRank]) -> list[nn.Parameter]:
+    return [matrix for adapter in beside for matrix in (adapter.lora_A, adapter.lora_B)]
 
 
 def drops(model: PreTrainedModel) -> bool:
