@@ -32,6 +32,7 @@ def short_name(model: str) -> str:
     ('mine', 'mine-best', 'Qwen3-4B')
     """
     path = Path(model).resolve()
+    path = path.parent if path.name == "merged" else path
     if path.name == "best":
         return f"{path.parent.name}-best"
     return path.parent.name if path.name == "model" else path.name

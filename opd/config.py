@@ -20,6 +20,7 @@ from pydantic import (
 
 from opd.figures import MeasuredFigures, ReportedFigures
 from opd.head.settings import HeadPrecision
+from opd.lora import LoraSettings
 from opd.model_spec import ModelSettings, Precision
 from opd.objectives import OBJECTIVES
 from opd.objectives.base import ChosenObjective, RowsObjective
@@ -40,6 +41,8 @@ class StudentSettings(ModelSettings):
 
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    lora: LoraSettings | None = None
+    """Null trains every weight."""
 
 
 class PromptSettings(Record):

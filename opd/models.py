@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.core_model_loading import revert_weight_conversion
 
 from opd.errors import ModelError
 
@@ -24,10 +27,27 @@ def load_tokenizer(model: str, revision: str | None = None) -> PreTrainedTokeniz
 
 
 def load_model(
-    model: str, *, dtype: torch.dtype, attention: str = "sdpa", revision: str | None = None
+    model: str, *, dtype: torch.dtype, attention: str | None = None, revision: str | None = None
 ) -> PreTrainedModel:
-    """The causal language model in `dtype`, on the CPU; ModelError in one line if it can't be loaded."""
+    """The causal language model in `dtype`, on the CPU; ModelError in one line if it can't be loaded.
+
+    attention: its kernel; None takes sdpa, or eager for a model that sdpa would compute wrongly.
+    """
+    attention = attention or ("eager" if caps_attention(load_config(model, revision)) else "sdpa")
     return _loaded(AutoModelForCausalLM, model, revision, dtype=dtype, attn_implementation=attention)
+
+
+def empty_model(config: Any) -> PreTrainedModel:
+    """The model that the configuration describes, all of its layers and no memory for their weights."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
+
+
+def as_stored(config: Any, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """A model's weights, one by one, as its checkpoint has them: of fused experts each by itself."""
+    model = empty_model(config)
+    for name, tensor in weights:
+        yield from revert_weight_conversion(model, {name: tensor}).items()
 
 
 def model_folder(model: str, revision: str | None = None) -> Path:
@@ -47,6 +67,11 @@ def _loaded(kind: Any, model: str, revision: str | None, **settings: Any) -> Any
     looks_local = model.startswith((".", "/", "~")) or model.count("/") > 1
     if looks_local and not Path(model).is_dir():
         raise ModelError(f"there is no model folder {model!r}; give a local folder, or an id on the hub")
+    if (Path(model) / "adapter_config.json").is_file() and not (Path(model) / "config.json").is_file():
+        raise ModelError(
+            f"{model!r} holds an adapter and no model; give the merged one, which a run with student.lora.merge: true "
+            "leaves in merged/ there, or merge it (peft: merge_and_unload)"
+        )
     try:
         return kind.from_pretrained(model, revision=revision, trust_remote_code=False, **settings)
     except (OSError, ValueError, ImportError) as error:
@@ -64,6 +89,11 @@ def text_config(config: Any) -> Any:
 def token_count(tokenizer: PreTrainedTokenizerBase) -> int:
     """One more than the largest token id: rows of an lm_head beyond it are padding."""
     return max(tokenizer.get_vocab().values()) + 1
+
+
+def caps_attention(config: Any) -> bool:
+    """Whether the model caps its attention scores (Gemma 2), which transformers' sdpa leaves out."""
+    return getattr(text_config(config), "attn_logit_softcapping", None) is not None
 
 
 def dropout_rates(config: Any) -> dict[str, float]:

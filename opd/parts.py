@@ -13,6 +13,7 @@ from opd.config import Recipe
 from opd.distributed import Ranks
 from opd.doctor import Checked, longest_held_out
 from opd.grading.extract import opens_thought
+from opd.lora import attach
 from opd.model_spec import ModelSettings
 from opd.models import DTYPES, load_model, token_count
 from opd.packing import Layout
@@ -97,6 +98,8 @@ def load_student(checked: Checked, ranks: Ranks) -> Student:
     """The student's module, whole, on this rank's device."""
     recipe = checked.recipe
     model = load_read(checked, ranks, recipe.student)
+    if recipe.student.lora is not None:
+        attach(model, recipe.student.lora, recipe.student, seed=recipe.seed)
     if recipe.student.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     student = Student(model, tokens=token_count(checked.tokenizer), layer_share=recipe.layer_share)

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from opd.batch import Batch
 from opd.errors import ModelError
 from opd.head.weights import HeadWeights
+from opd.lora import is_adapted_linear, is_linear
 from opd.models import text_config
 
 
@@ -19,15 +20,15 @@ def backbone(model: PreTrainedModel) -> nn.Module:
     return model.get_decoder()
 
 
-def plain_head(model: PreTrainedModel) -> nn.Linear:
-    """The lm_head; ModelError where its weight is not all of it: an adapter, a quantized layer, none at all."""
+def plain_head(model: PreTrainedModel) -> nn.Module:
+    """The lm_head, a linear layer with or without a low-rank adapter; ModelError where it does more or is missing."""
     head = model.get_output_embeddings()
-    if getattr(type(head), "forward", None) is not nn.Linear.forward:
+    if not (is_linear(head) or is_adapted_linear(head)):
         name = next((name for name, module in model.named_modules() if module is head), "the lm_head")
         raise ModelError(
             f"{name!r} is a {type(head).__module__}.{type(head).__qualname__}, which does more than multiply by its "
-            "weight, and the loss head reads the weight alone; merge the adapter (peft: merge_and_unload), leave the "
-            "head out of it (target_modules, modules_to_save), or load the model unquantized"
+            "weight and a plain low-rank adapter's, and the loss head reads these alone; merge the adapter (peft: "
+            "merge_and_unload), leave the head out of it, or load the model unquantized"
         )
     return head
 

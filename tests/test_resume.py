@@ -124,6 +124,32 @@ def assert_same(broken: Path, unbroken: Path) -> None:
     assert all(torch.equal(best[k], resumed[k]) for k in best)
 
 
+LORA = ["student.lora={targets: [all-linear, lm_head], rank: 4, merge: true}", "steps=5", "evaluate.every=2"]
+
+
+def test_adapters_resume_without_a_bit_of_difference_from_checkpoints_that_hold_nothing_else(toy: Path, tmp_path: Path):
+    """The program kills itself at step 5, before its checkpoint; model/ holds the adapter, merged/ what it makes."""
+    finished(toy, tmp_path, "unbroken", *LORA)
+    died = subprocess.run(
+        [sys.executable, "-c", KILLS_ITSELF, *command(toy, tmp_path, "broken", *LORA)[3:]],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+    )
+    assert died.returncode == -signal.SIGKILL, died.stderr[-3000:]
+    (checkpoint,) = (tmp_path / "broken" / "checkpoints").glob("step-000004/*/mp_rank_00_model_states.pt")
+    assert all("lora_" in name for name in torch.load(checkpoint, weights_only=False)["module"])
+    finished(toy, tmp_path, "broken", *LORA, "--resume")
+    broken, unbroken = tmp_path / "broken", tmp_path / "unbroken"
+    assert metrics(broken) == metrics(unbroken) and len(metrics(broken)) == 5
+    for file in ("model/adapter_model.safetensors", "model/merged/model.safetensors", "best/adapter_model.safetensors"):
+        one, other = (load_file(run / file) for run in (broken, unbroken))
+        assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    start, end = (load_file(f / "model.safetensors") for f in (toy / "student", unbroken / "model" / "merged"))
+    moved = {name.split(".")[-2] for name, weight in end.items() if not torch.equal(start[name], weight)}
+    assert moved == {f"{layer}_proj" for layer in ("q", "k", "v", "o", "gate", "up", "down")} | {"lm_head"}
+
+
 def test_three_kills_change_no_bit(toy: Path, tmp_path: Path, unbroken: Path):
     draw = random.Random()
     for i in range(3):

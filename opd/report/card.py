@@ -21,6 +21,7 @@ def write_card(folder: Path, summary: dict[str, Any]) -> None:
     lines = [
         "---",
         f"base_model: {recipe['student']['model']}",
+        *(["library_name: peft"] if recipe["student"].get("lora") else []),
         "tags: [on-policy-distillation, opd]",
         "---",
         "# A student distilled on its own rollouts",

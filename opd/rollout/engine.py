@@ -13,7 +13,7 @@ from opd.distributed import Ranks
 from opd.seeds import seed_for
 
 Weights = Iterator[tuple[str, Tensor]]
-"""Names as in the checkpoint, and whole tensors."""
+"""Names of the model's parameters, and whole tensors."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import torch
 
 from opd.distributed import Ranks
 from opd.errors import EngineError
+from opd.models import as_stored, load_config
 from opd.rollout.engine import Completion, Request, RolloutEngine, Sampling, Weights
 from opd.rollout.settings import RolloutSettings
 
@@ -30,7 +31,7 @@ class VLLMEngine(RolloutEngine):
     ) -> None:
         super().__init__(ranks)
         _environment()
-        self.stop = stop
+        self.stop, self.config = stop, load_config(model, revision)
         self.sleeps = settings.sleep and torch.cuda.is_available()
         try:
             from vllm import LLM
@@ -81,7 +82,7 @@ class VLLMEngine(RolloutEngine):
 
     def load(self, weights: Weights, version: int) -> None:
         self._wake()
-        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
+        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": as_stored(self.config, weights)})
         if not torch.cuda.is_available() and self.llm.model_config.hf_text_config.tie_word_embeddings:
             self.llm.apply_model(_repack_head)
         self.version = version
@@ -111,7 +112,8 @@ def _completion(output) -> Completion:
 
 def _repack_head(model: torch.nn.Module) -> None:
     """A tied head gets no weight of its own on reload, and the CPU computes with a packed copy: pack it anew."""
-    model.lm_head.quant_method.process_weights_after_loading(model.lm_head)
+    if (head := getattr(model, "lm_head", None)) is not None:  # Gemma 2's head is its embedding itself
+        head.quant_method.process_weights_after_loading(head)
 
 
 def _keep_process_group() -> None:

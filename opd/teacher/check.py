@@ -10,6 +10,7 @@ from opd.errors import ModelError
 from opd.head.pay import DensePay
 from opd.head.settings import HeadSettings
 from opd.head.weights import HiddenStates
+from opd.lora import effective_weight
 from opd.objectives import OBJECTIVES
 from opd.packing import Layout, lay_out
 from opd.reading import backbone, head_weights, plain_head, trained_states
@@ -46,10 +47,10 @@ def check_reading(model: PreTrainedModel, prompts: list[Prompt], layout: Layout,
     """
     rollouts = [_as_rollout(prompt, cut=i) for i, prompt in enumerate(prompts)]
     batch = lay_out(rollouts, list(range(len(rollouts))), layout=layout).to(model.device)
-    linear = plain_head(model)
+    head = plain_head(model)
     with torch.no_grad():
         states = HiddenStates(
-            trained_states(backbone(model), batch)[0], head_weights(linear.weight, linear.bias, model.config)
+            trained_states(backbone(model), batch)[0], head_weights(effective_weight(head), head.bias, model.config)
         )
         rows = torch.arange(len(states), device=model.device)
         got_C = states.logits(rows).log_softmax(-1).gather(1, batch.token_id_C[:, None]).squeeze(1)

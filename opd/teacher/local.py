@@ -9,6 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from opd.batch import Batch, Rollout
+from opd.lora import effective_weight
 from opd.reading import backbone, head_weights, trained_states
 from opd.teacher.base import TeacherScores
 from opd.vocab_ranks import RankShard
@@ -27,7 +28,8 @@ class LocalTeacher:
         if shard is not None:
             keep_rows(linear, shard.start, shard.stop)
         bias_V = None if linear.bias is None else linear.bias.data
-        self.head = replace(head_weights(linear.weight.data, bias_V, model.config), start=shard.start if shard else 0)
+        weight_VH = effective_weight(linear).detach()
+        self.head = replace(head_weights(weight_VH, bias_V, model.config), start=shard.start if shard else 0)
         self.vocabulary = self.head.vocabulary if shard is None else shard.vocabulary
 
     def start(self, rollouts: list[Rollout]) -> None:

@@ -75,6 +75,7 @@ def _shape(recipe: Recipe, student: Any, teacher: Any, ranks: int) -> HeadShape:
         teacher_hidden=text_config(teacher).hidden_size,
         vocabulary=text_config(teacher).vocab_size,
         itemsize=DTYPES[recipe.precision].itemsize,
+        trains_head=recipe.student.lora is None or recipe.student.lora.adapts_head,
         tile_bytes=recipe.tile_mib << 20,
     )
 

@@ -31,6 +31,13 @@ def test_the_card_carries_scores_gain_command_and_recipe(tmp_path: Path):
     assert heads.count("|") == line.count("|") == 8
 
 
+def test_an_adapters_card_says_that_it_is_one(tmp_path: Path):
+    for lora, line in ((None, False), ({"rank": 16}, True)):
+        student = {"model": "some/student", "lora": lora}
+        write_card(tmp_path, SUMMARY | {"recipe": SUMMARY["recipe"] | {"student": student}})
+        assert ("library_name: peft\n" in (tmp_path / "README.md").read_text()) is line
+
+
 def test_a_run_that_scored_nothing_has_a_card_without_a_table(tmp_path: Path):
     write_card(tmp_path, SUMMARY | {"scores": {}})
     assert "| task" not in (tmp_path / "README.md").read_text()

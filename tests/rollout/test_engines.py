@@ -1,19 +1,24 @@
 """Real engines: what they sample, what they say about it, and that they follow the trainer's weights."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from opd.batch import Prompt, Rollout
 from opd.distributed import Ranks
+from opd.lora import LoraSettings, adapters, attach
+from opd.model_spec import ModelSettings
 from opd.models import load_model, load_tokenizer
 from opd.prompts import render
 from opd.rollout.engine import RolloutEngine, Sampling
 from opd.rollout.settings import RolloutSettings
 from opd.rollout.start import start_engine
+from opd.rollout.vllm import VLLMEngine
 from opd.student import Student
+from tests.test_architectures import FAMILIES, made
 
 ENGINES = [pytest.param("vllm", marks=pytest.mark.engine), "transformers"]
 SAMPLING = Sampling(samples=3, max_new_tokens=16, temperature=1.0, seed_key=("test", 0))
@@ -141,6 +146,51 @@ def test_the_engine_follows_tied_weights(kind: str, tied: Path, toy: Path):
     engine.close()
 
 
+@pytest.mark.parametrize("kind", ENGINES)
+def test_the_engine_follows_a_model_that_caps_attention_and_whose_head_is_its_embedding(kind, toy, tmp_path: Path):
+    """Gemma 2: transformers' sdpa knows no cap, and vLLM's model has no lm_head."""
+    known = FAMILIES["gemma2"].to_dict() | {"vocab_size": 17, "head_dim": 32, "initializer_range": 0.3}
+    torch.manual_seed(3)
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(**known)).save_pretrained(tmp_path)
+    load_tokenizer(str(toy / "student")).save_pretrained(tmp_path)
+    engine = start(kind, tmp_path, end_token(toy))
+    follows(engine, tmp_path, toy)
+    engine.close()
+
+
+def test_vllm_is_handed_what_a_checkpoint_holds():
+    """Experts one by one, where the model in memory has them fused; no engine starts."""
+    engine, handed = VLLMEngine.__new__(VLLMEngine), []
+    engine.config, engine.sleeps = FAMILIES["mixtral"], False
+    engine.llm = SimpleNamespace(
+        collective_rpc=lambda _, kwargs: handed.extend(name for name, _ in kwargs["weights_iterator"]),
+        model_config=SimpleNamespace(hf_text_config=engine.config),
+    )
+    engine.load(made("mixtral", 0).named_parameters(), 1)
+    assert sum("experts.3" in name for name in handed) == 2 * 3 and not any("gate_up" in name for name in handed)
+
+
+def test_the_engine_samples_from_the_merged_model(engine: RolloutEngine, toy: Path):
+    """Adapters on every layer and the head: the gap to peft's own model is the synced one, that to the base is not."""
+    base, asked = load_model(str(toy / "student"), dtype=torch.float32), prompts(toy, "1+2=", "30+4=", "555+66=")
+    engine.load(Student(adapted(toy), tokens=17).weights(), engine.version + 1)
+    rollouts = engine.generate(asked, SAMPLING)
+    engine.load(base.named_parameters(), engine.version + 1)
+    assert mean_gap(adapted(toy), rollouts) < 1e-3
+    assert mean_gap(base, rollouts) > 0.1
+
+
+def adapted(toy: Path) -> PreTrainedModel:
+    """The toy student with adapters that move its distributions far."""
+    model = load_model(str(toy / "student"), dtype=torch.float32)
+    attach(model, LoraSettings(targets=["all-linear", "lm_head"]), ModelSettings(model="student"), seed=0)
+    torch.manual_seed(4)
+    with torch.no_grad():
+        for adapter in adapters(model).values():
+            adapter.lora_B.normal_(0, 0.3)
+    return model
+
+
 def test_a_prompt_that_comes_twice_is_sampled_anew(engine: RolloutEngine, toy: Path):
     asked = prompts(toy, "1+2=")
     first, second = engine.generate(asked * 2, Sampling(1, 16, 1.0, ("twice",)))
@@ -153,6 +203,7 @@ def follows(engine: RolloutEngine, path: Path, toy: Path) -> None:
     model = load_model(str(path), dtype=torch.float32)
     student = Student(load_model(str(path), dtype=torch.float32), tokens=17)
     synced = mean_gap(model, engine.generate(asked, SAMPLING))
+    assert synced < 1e-3
     while (unsynced := mean_gap(model, engine.generate(asked, SAMPLING))) < max(10 * synced, 0.02):
         with torch.no_grad():
             for own, other in zip(student.model.parameters(), model.parameters(), strict=True):

@@ -1,5 +1,8 @@
 """Where the teacher's head lies follows from shapes and memory, and one line says why."""
 
+from dataclasses import replace
+
+import peft
 import pytest
 import torch
 import torch.distributed as dist
@@ -49,6 +52,13 @@ def test_auto_keeps_it_whole_where_parts_would_take_more():
     assert "whole on each rank: by vocabulary over 2 ranks each would take 1." in got.words and "more" in got.words
 
 
+@pytest.mark.parametrize(("targets", "words"), [(["all-linear"], "would save only"), (["lm_head"], "more at")])
+def test_the_gradient_of_a_head_that_does_not_train_is_not_counted(targets: list[str], words: str):
+    student = {"model": "student", "lora": {"targets": targets}}
+    got = place_head(recipe("auto", precision="fp32", student=student), config(8192), config(512), 2)
+    assert words in got.words
+
+
 def test_auto_leaves_a_small_head_alone():
     small = place_head(recipe("auto"), config(64), config(128), 2)
     assert small.ranks == 1 and "would save only 0.0" in small.words
@@ -88,6 +98,22 @@ def among(ranks: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dist, "all_gather", lambda parts, tensor, group=None: [part.copy_(tensor) for part in parts])
 
 
+def held_bytes(linear: nn.Module, shape: HeadShape, ranks: int) -> int:
+    """What a rank holds of the teacher's part, and at worst of loss and backward of the student's head."""
+    shard = RankShard.of_rank(shape.vocabulary) if ranks > 1 else None
+    held, dtype = shape.vocabulary if shard is None else shard.stop, linear.weight.dtype
+    teacher = HeadWeights(torch.randn(held, shape.teacher_hidden, dtype=dtype))
+    head = TiledHead(linear, config(shape.hidden, vocabulary=shape.vocabulary), tokens=shape.vocabulary)
+    hidden_CH = torch.randn(shape.rows, shape.hidden, dtype=dtype, requires_grad=True)
+    scores = TeacherScores(torch.randn(shape.rows, shape.teacher_hidden, dtype=dtype), teacher, shard)
+    ids_C, settings = torch.arange(shape.rows) % shape.vocabulary, HeadSettings(tile_bytes=shape.tile_bytes)
+    pays = [DensePay(OBJECTIVES["reverse_kl"](), torch.ones(shape.rows))]
+    with Allocations() as found:
+        loss, _ = head(hidden_CH, None, ids_C, scores, settings, ["reverse_kl"], lambda _: pays, None)
+        loss.backward()
+    return teacher.weight_VH.nbytes + found.peak
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 @pytest.mark.parametrize("rows", [64, 3000])
@@ -96,16 +122,17 @@ def test_the_formula_is_what_a_rank_holds(rows: int, ranks: int, dtype: torch.dt
     among(ranks, monkeypatch)
     shape = HeadShape(rows, 96, 128, 20_000, itemsize=dtype.itemsize, tile_bytes=8 << 20)
     linear = nn.Linear(shape.hidden, shape.vocabulary, bias=False, dtype=dtype)
-    shard = RankShard.of_rank(shape.vocabulary) if ranks > 1 else None
-    held = shape.vocabulary if shard is None else shard.stop
-    teacher = HeadWeights(torch.randn(held, shape.teacher_hidden, dtype=dtype))
-    head = TiledHead(linear, config(shape.hidden, vocabulary=shape.vocabulary), tokens=shape.vocabulary)
-    hidden_CH = torch.randn(rows, shape.hidden, dtype=dtype, requires_grad=True)
-    scores = TeacherScores(torch.randn(rows, shape.teacher_hidden, dtype=dtype), teacher, shard)
-    ids_C, settings = torch.arange(rows) % shape.vocabulary, HeadSettings(tile_bytes=shape.tile_bytes)
-    pays = [DensePay(OBJECTIVES["reverse_kl"](), torch.ones(rows))]
-    with Allocations() as found:
-        loss, _ = head(hidden_CH, None, ids_C, scores, settings, ["reverse_kl"], lambda _: pays, None)
-        loss.backward()
-    held_bytes = teacher.weight_VH.nbytes + found.peak
-    assert held_bytes == pytest.approx(rank_bytes(shape, ranks), rel=0.15)
+    assert held_bytes(linear, shape, ranks) == pytest.approx(rank_bytes(shape, ranks), rel=0.15)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("ranks", [1, 4])
+def test_a_frozen_head_holds_no_gradient_and_an_adapted_one_a_weight_more(ranks: int, dtype: torch.dtype, monkeypatch):
+    among(ranks, monkeypatch)
+    shape = HeadShape(64, 96, 128, 20_000, itemsize=dtype.itemsize, tile_bytes=8 << 20)
+    linear = nn.Linear(shape.hidden, shape.vocabulary, bias=False, dtype=dtype).requires_grad_(False)
+    frozen = rank_bytes(replace(shape, trains_head=False), ranks)
+    assert held_bytes(linear, shape, ranks) == pytest.approx(frozen, rel=0.15)
+    adapted = peft.tuners.lora.Linear(linear, "default", peft.LoraConfig(), r=4, lora_alpha=8)
+    whole = rank_bytes(shape, ranks) + linear.weight.nbytes
+    assert held_bytes(adapted, shape, ranks) == pytest.approx(whole, rel=0.15)

@@ -1,6 +1,8 @@
 """Run by tests/test_distributed.py under `accelerate launch`: real DeepSpeed ranks on the shared cases.
 
-    python -m tests.workers.ranks gradients|nonfinite|steps PRECISION FOLDER [tied|untied|checkpointed|by_vocabulary]…
+    python -m tests.workers.ranks gradients|nonfinite|steps PRECISION FOLDER SHAPE…
+
+SHAPE: tied, untied, checkpointed, adapted (with adapters on every layer, untied on the head too), by_vocabulary.
 
 Rank 0 leaves its findings as FOLDER/<case>.pt, and `steps` the exported student beside them.
 """
@@ -33,7 +35,11 @@ def start(precision: str, *, max_grad_norm: float, tied: bool, checkpointed: boo
     if precision == "fp64":  # DeepSpeed reduces float64 as well as any dtype, and only its list of them lacks it
         deepspeed.accelerator.get_accelerator().supported_dtypes = lambda: [torch.float64]
     accelerator = distributed.start(precision, max_grad_norm=max_grad_norm, trackers=[])
-    module = cases.student(cases.recipe(), tied=tied, dtype=DTYPES[precision])
+    if "adapted" in sys.argv:
+        targets = ["all-linear"] if tied else ["all-linear", "lm_head"]
+        module = cases.adapted(targets, tied=tied, dtype=DTYPES[precision])
+    else:
+        module = cases.student(cases.recipe(), tied=tied, dtype=DTYPES[precision])
     if checkpointed:
         module.model.gradient_checkpointing_enable({"use_reentrant": False})
     optimizer = optimizer_for(module, cases.recipe(optimizer=OPTIMIZER))
@@ -48,13 +54,15 @@ def gradients(trainer: Trainer, ranks: Ranks, precision: str, folder: Path) -> N
     if "by_vocabulary" in sys.argv:
         names = cases.STREAMED
         teacher = cases.frozen(DTYPES[precision], RankShard.of_rank(cases.VOCABULARY))
+    if "adapted" in sys.argv:
+        names = ("soft_or_batch", "tsdkd")
     work = [(name, budget, cases.rollouts()) for name in names for budget in (40, 4096)]
     lonely = [("soft_or_batch", 1, cases.rollouts()[2:3])]  # named budget 1: one rollout, so other ranks have none
     for name, budget, rollouts in work + lonely:
         grads: dict[str, torch.Tensor] = {}
 
         def update(lr: float, grads: dict[str, torch.Tensor] = grads) -> Update:
-            for key, parameter in trainer.student.model.named_parameters():
+            for key, parameter in trained(trainer).items():
                 grads[key] = safe_get_full_grad(parameter).clone()
             trainer._discard_gradient()
             return Update(skipped=False, grad_norm=0.0)
@@ -92,8 +100,7 @@ def steps(trainer: Trainer, ranks: Ranks, precision: str, folder: Path) -> None:
     # The first step left the average at 0, so after the second it is (1 - β₁) · gradient.
     beta = chosen.optimizer.betas[0]
     found["grads"] = {
-        name: safe_get_full_optimizer_state(p, "exp_avg") / (1 - beta)
-        for name, p in trainer.student.model.named_parameters()
+        name: safe_get_full_optimizer_state(p, "exp_avg") / (1 - beta) for name, p in trained(trainer).items()
     }
     trainer.student.export(folder / "model", character_tokenizer(), writes=ranks.is_main)
     if ranks.is_main:
@@ -145,6 +152,10 @@ class SilentPoison(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         return grad * float("nan")
+
+
+def trained(trainer: Trainer) -> dict[str, torch.nn.Parameter]:
+    return {name: p for name, p in trainer.student.model.named_parameters() if p.requires_grad}
 
 
 def weights(trainer: Trainer) -> dict[str, torch.Tensor]:

@@ -1,0 +1,120 @@
+"""Each family of models, tiny and random: the step's loss and gradient are the plain model's, and its export loads.
+
+Full and with adapters; what families do to logits (caps, scales), embeddings, norms, windows and experts is in it.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import (
+    AutoModelForCausalLM,
+    CohereConfig,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GraniteConfig,
+    LlamaConfig,
+    MixtralConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
+    Qwen3MoeConfig,
+)
+
+from opd.lora import LoraSettings, adapters, attach
+from opd.model_spec import ModelSettings
+from opd.models import as_stored
+from opd.student import Student
+from opd.teacher.local import LocalTeacher
+from recipes.quickstart.make_models import character_tokenizer
+from tests import cases, reference
+
+SIZE = {
+    "vocab_size": cases.VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+WINDOW = {"sliding_window": 4, "query_pre_attn_scalar": 8, "layer_types": ["sliding_attention", "full_attention"]}
+FAMILIES = {
+    "llama": LlamaConfig(**SIZE),
+    "smollm": LlamaConfig(**SIZE, tie_word_embeddings=True),
+    "qwen2": Qwen2Config(**SIZE),
+    "qwen3": Qwen3Config(**SIZE, tie_word_embeddings=True),
+    "gemma2": Gemma2Config(**SIZE, **WINDOW, attn_logit_softcapping=2.0, final_logit_softcapping=3.0),
+    "gemma3": Gemma3TextConfig(**SIZE, **WINDOW),
+    "granite": GraniteConfig(**SIZE, logits_scaling=2.0, embedding_multiplier=3.0, residual_multiplier=0.5),
+    "cohere": CohereConfig(**SIZE, logit_scale=0.25),
+    "qwen3-moe": Qwen3MoeConfig(**SIZE, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24),
+    "mixtral": MixtralConfig(**SIZE, num_local_experts=4, num_experts_per_tok=2),
+}
+
+
+def kernels(family: str) -> dict[str, object]:
+    """float64, and kernels that know it: sdpa leaves out Gemma 2's cap on attention, grouped products want float32."""
+    config = FAMILIES[family]
+    capped = getattr(config, "attn_logit_softcapping", None) is not None
+    experts = {"experts_implementation": "eager"} if hasattr(config, "num_experts_per_tok") else {}
+    return {"dtype": torch.float64, "attn_implementation": "eager" if capped else "sdpa"} | experts
+
+
+def made(family: str, seed: int) -> PreTrainedModel:
+    """A random model of the family in float64, its distributions far from uniform."""
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(deepcopy(FAMILIES[family]), **kernels(family))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(0, 0.3)
+    return model
+
+
+def learner(family: str, *, adapted: bool) -> PreTrainedModel:
+    """The student's model, with adapters on every layer that may have one where asked."""
+    model = made(family, 1)
+    if adapted:
+        targets = ["all-linear"] if model.config.tie_word_embeddings else ["all-linear", "lm_head"]
+        attach(model, LoraSettings(rank=2, alpha=3, targets=targets), ModelSettings(model="student"), seed=0)
+        for adapter in adapters(model).values():
+            torch.nn.init.normal_(adapter.lora_B, 0, 0.3)
+    return model
+
+
+def gradients(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """By shape-free names, so that a head of the trainer's and one of peft's compare."""
+    return {n.replace(".default.weight", ""): p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("adapted", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_gradient_is_the_plain_models_and_the_export_loads(family: str, adapted: bool, tmp_path: Path):
+    plain = learner(family, adapted=adapted)
+    student, teacher = Student(deepcopy(plain), tokens=cases.VOCABULARY), made(family, 2).requires_grad_(False)
+    run = cases.run(
+        cases.recipe("soft_or_batch", token_budget=64),
+        trainer=cases.PlainTrainer(student),
+        teacher=LocalTeacher(teacher),
+    )
+    outcome = cases.taken(run, cases.rollouts())
+    loss = reference.reverse_kl_loss(plain, teacher, cases.rollouts(), soft_or_share=0.5)
+    loss.backward()
+    assert outcome.metrics["loss"] == pytest.approx(loss.item(), rel=1e-6)
+    assert cases.relative_error(gradients(student.model), gradients(plain)) < 1e-6
+
+    student.export(tmp_path, character_tokenizer(), writes=True)
+    stored, streamed = load_file(tmp_path / "model.safetensors"), dict(as_stored(plain.config, student.weights()))
+    assert stored.keys() == streamed.keys() and all(torch.equal(stored[name], streamed[name]) for name in stored)
+    loaded, ids = AutoModelForCausalLM.from_pretrained(tmp_path, **kernels(family)), torch.arange(37)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(ids).logits, plain(ids).logits, rtol=1e-9, atol=1e-9)
