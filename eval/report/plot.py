@@ -53,6 +53,4 @@ def _point(axes: Axes, x: float, result: Result, color: tuple) -> None:
     s = result.score
     ends = [[100 * (s["score"] - s["low"])], [100 * (s["high"] - s["score"])]]
     axes.errorbar(x, 100 * s["score"], yerr=ends, marker="o", capsize=3, color=color)
-    axes.annotate(
-        f"{result.model}, {result.task}", (x, 100 * s["score"]), fontsize=7, xytext=(5, 5), textcoords="offset points"
-    )
+    axes.annotate(result.task, (x, 100 * s["score"]), fontsize=7, xytext=(5, 5), textcoords="offset points")
