@@ -139,6 +139,8 @@ def ask(
     settings = {"enable_thinking": asking.thinking == "on"} if asking.thinking != "template" else {}
     settings |= template_settings or {}
     prompts = []
+    if asking.thinking == "on" and not _knows_thinking(tokenizer):
+        raise RecipeError("--thinking on has no effect: this model's chat template does not read enable_thinking")
     for index, problem in enumerate(task.load(asking.problems)):
         if asking.form == "few_shot":
             ids = tokenizer(few_shot(task, problem["question"])).input_ids
@@ -175,6 +177,12 @@ def few_shot(task: Task, question: str) -> str:
     """The task's worked examples, then the question, as a base model can go on with."""
     shown = [f"Question: {shot.question}\nAnswer: {shot.worked}\n\n" for shot in task.shots]
     return "".join(shown) + f"Question: {question}\nAnswer:"
+
+
+def _knows_thinking(tokenizer: PreTrainedTokenizerBase) -> bool:
+    _wants_template(tokenizer)
+    on, off = (render("?", tokenizer, template_settings={"enable_thinking": flag}) for flag in (True, False))
+    return on != off
 
 
 def _sha256(value: Any) -> str:

@@ -11,12 +11,14 @@ from eval.fidelity import Fidelity, fidelity
 from eval.identity import key_of
 from eval.report.files import write_report
 from eval.report.table import comparison_table, scores_table
-from eval.results import read_result
+from eval.results import Result, read_result
 from eval.runner import Evaluated, Host, evaluate, prepare
 from eval.tasks import Task
 from opd.errors import RunError
 from opd.metrics import Clock
 
+CUT_OFF = 0.2
+"""A larger share of answers that were cut off is said aloud."""
 EVAL_PHASES = ("prepare", "start", "sample", "grade", "fidelity", "write")
 """In order of time: checks and hashes, engines, answers, grades, comparison with the teacher, files and plots."""
 
@@ -38,9 +40,21 @@ def evaluate_models(
         tables = write_report(folder, [one.result for one in evaluated], fidelities)
     for table in tables:
         console.print(table.rich())
+    for line in [*_warnings([one.result for one in evaluated]), *(f"result {one.study.folder}" for one in evaluated)]:
+        console.print(line, highlight=False, soft_wrap=True)
     seconds = clock.take()
     spent = ", ".join(f"{phase} {seconds[f'time/{phase}']:.1f}" for phase in EVAL_PHASES if f"time/{phase}" in seconds)
     console.print(f"seconds: {spent}\nreport {folder / 'report.md'}", highlight=False, soft_wrap=True)
+
+
+def _warnings(results: list[Result]) -> list[str]:
+    """A line for each result whose score means little because many answers were cut off."""
+    return [
+        f"{r.model}, {r.task}: {r.score['truncated']:.0%} of the answers were cut off at "
+        f"{r.identity['max_new_tokens']} tokens; raise --max-new-tokens, or read the score with that in mind"
+        for r in results
+        if r.score["truncated"] > CUT_OFF
+    ]
 
 
 def compare_folders(folders: list[Path]) -> None:

@@ -106,8 +106,8 @@ class SampleFile:
 
 
 def rounds(asked: Asked) -> list[list[Prompt]]:
-    """The prompts, as many at a time as an engine samples well together: about 64 answers on a CPU, 1,024 on a GPU."""
-    answers = 1024 if torch.cuda.is_available() else 64
+    """The prompts, as many at a time as an engine samples well together: about 64 answers on a CPU, 256 on a GPU."""
+    answers = 256 if torch.cuda.is_available() else 64
     size = max(1, answers // asked.sampling.samples)
     return [asked.prompts[start : start + size] for start in range(0, len(asked.prompts), size)]
 

@@ -2,7 +2,7 @@
 
 In reading order:
 
-    cli.py            the `opd` command: train, eval, doctor, schema
+    cli.py            the `opd` command: train, eval, compare, doctor, schema
     config.py         Recipe: a whole recipe as typed, validated data
     recipe_text.py    a recipe from YAML and overrides, one-line complaints, the lines of `opd schema`
     figures.py        figures that a recipe carries: the paper's, others', and ours

@@ -92,7 +92,7 @@ def doctor(
 @app.command(name="eval")
 def evaluate(
     model: Annotated[list[str], typer.Option(help="Hugging Face id or local folder; may be given several times.")],
-    tasks: Annotated[str, typer.Option(help="Tasks of eval/tasks, with commas between: math500,aime24.")],
+    tasks: Annotated[str, typer.Option(help="math500, aime24, aime25, gsm8k, arithmetic, skills; commas between.")],
     teacher: Annotated[str | None, typer.Option(help="Scored too, and every model's fidelity to it reported.")] = None,
     problems: Annotated[int | None, typer.Option(min=1, help="The first so many of each task. Default: all.")] = None,
     samples: Annotated[int | None, typer.Option(min=1, help="Answers to a problem. Default: the task's.")] = None,

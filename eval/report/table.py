@@ -114,12 +114,14 @@ COMPARISON_CAPTION = (
 
 def compare_results(ours: Result, theirs: Result) -> Comparison:
     """Both results, problem by problem. Raises RunError where they are not of the same problems."""
-    for key in ("task", "version", "data"):
+    for key in ("task", "version", "problems", "data"):
         if ours.identity[key] != theirs.identity[key]:
             raise RunError(
                 f"{ours.model} and {theirs.model} answered other problems ({key}: {ours.identity[key]!r} and "
                 f"{theirs.identity[key]!r}); compare results of one task, version and number of problems"
             )
+    if len(ours.graded) < 2:
+        raise RunError(f"{ours.model} and {theirs.model} answered one problem, and a comparison needs two or more")
     if ours.grader != theirs.grader:
         raise RunError(
             f"{ours.model} was graded by version {ours.grader} of the grader and {theirs.model} by {theirs.grader}; "

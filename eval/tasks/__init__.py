@@ -19,7 +19,7 @@ TASKS: dict[str, Task] = {
 
 def tasks_named(names: str) -> list[Task]:
     """Tasks by their names with commas between, each once."""
-    return [task_named(name) for name in dict.fromkeys(name.strip() for name in names.split(","))]
+    return [task_named(name) for name in dict.fromkeys(name.strip() for name in names.strip(", ").split(","))]
 
 
 def task_named(name: str) -> Task:

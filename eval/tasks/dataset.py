@@ -37,8 +37,12 @@ class Dataset:
         try:
             rows = load_rows(PromptSettings(**where, **columns))
         except DataError as error:
-            way_out = f"set OPD_DATA to a folder that holds {self.file}"
-            raise DataError(f"task {self.task}: {error}; or {way_out}") from None
+            if folder:
+                raise DataError(f"task {self.task}: {error}; OPD_DATA must name a folder that holds it") from None
+            raise DataError(
+                f"task {self.task}: {self.hub['dataset']!r} at its pinned revision can't be had from the hub; "
+                f"set OPD_DATA to a folder that holds {self.file}, or go online"
+            ) from None
         problems = [self._problem(row) for row in rows]
         if folder and (found := digest(problems)) != self.sha256:
             raise DataError(

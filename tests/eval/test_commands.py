@@ -39,6 +39,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return models
 
 
+WHO = ("student", "teacher")
 HOST = ("--engine", "transformers", "--precision", "fp32")
 ASKED = ("--tasks", "arithmetic,skills", "--problems", "9", "--samples", "2", "--max-new-tokens", "12")
 
@@ -112,6 +113,9 @@ def test_scores_of_nothing_right_are_plotted_and_one_problem_is_not_compared(opd
         code, out, err = opd("eval", "--model", toy / "student", "--teacher", toy / "teacher", *words, *HOST)
         assert code == 0 and "0.0%" in out, err
         assert ("Paired comparisons" in out) is (problems == "10")
+        assert "of the answers were cut off at 3 tokens" in out
+    ours, theirs = ([p for p in Path(f"results/{who}").iterdir() if len(read_result(p).graded) == 1] for who in WHO)
+    assert_refused(opd("compare", *ours, *theirs), "answered one problem", "two or more")
 
 
 def test_another_protocol_is_another_folder(opd, toy, started):
@@ -175,6 +179,7 @@ BAD = {
     "no such folder": (["--model", "/no/where"], ["'/no/where'", "give a local folder"]),
     "one name twice": (["--model", "{toy}/student", "--model", "other/student"], ["'student'", "rename"]),
     "cache of another engine": (["--kv-cache-mib", "64"], ["--kv-cache-mib", "no effect", "leave it out"]),
+    "a thought that no template knows": (["--thinking", "on"], ["--thinking on has no effect", "enable_thinking"]),
     "no number": (["--samples", "many"], ["--samples", "integer"]),
 }
 

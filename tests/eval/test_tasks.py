@@ -81,14 +81,16 @@ def test_a_folder_without_the_file_says_so(name, tmp_path, monkeypatch):
 
 def test_without_hub_and_folder_it_is_said_what_to_set(monkeypatch):
     monkeypatch.delenv("OPD_DATA", raising=False)
-    with pytest.raises(DataError, match=r"task aime24: .*set OPD_DATA to a folder that holds aime2024.jsonl"):
+    with pytest.raises(
+        DataError, match=r"task aime24: .*can't be had from the hub; set OPD_DATA to a folder that holds aime2024.jsonl"
+    ):
         TASKS["aime24"].load(1)
 
 
 def test_an_unknown_task_is_named_with_its_neighbour():
     with pytest.raises(RecipeError, match=r"no task 'gsm9k'; did you mean 'gsm8k'\? tasks are math500, aime24"):
         task_named("gsm9k")
-    assert [task.name for task in tasks_named("aime24, gsm8k,aime24")] == ["aime24", "gsm8k"]
+    assert [task.name for task in tasks_named("aime24, gsm8k,aime24,")] == ["aime24", "gsm8k"]
 
 
 class Engine(RolloutEngine):

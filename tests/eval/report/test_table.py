@@ -13,7 +13,16 @@ from eval.results import Result
 from eval.scores import Graded, score_of
 from opd.errors import RunError
 
-IDENTITY = {"task": "gsm8k", "version": 2, "data": "d", "samples": 1, "temperature": 0.0, "shots": 0, "weights": "w"}
+IDENTITY = {
+    "task": "gsm8k",
+    "version": 2,
+    "data": "d",
+    "problems": 4,
+    "samples": 1,
+    "temperature": 0.0,
+    "shots": 0,
+    "weights": "w",
+}
 
 
 def result(model: str, rights: list[list[int]], **identity) -> Result:
@@ -46,7 +55,7 @@ def test_models_are_compared_problem_by_problem():
     assert cells(comparison_table([(SAMPLED, SAMPLED)]), 0)["McNemar p"] == "–"
 
 
-@pytest.mark.parametrize("other", [{"task": "math500"}, {"version": 1}, {"data": "e"}])
+@pytest.mark.parametrize("other", [{"task": "math500"}, {"version": 1}, {"data": "e"}, {"problems": 5}])
 def test_results_of_other_problems_are_not_compared(other):
     with pytest.raises(RunError, match="answered other problems"):
         compare_results(GREEDY[0], result("b", [[1], [1], [1], [0]], **other))
