@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: result.json beside its samples."""
+"""What an evaluation leaves behind beside its samples: result.json, and answers.jsonl to read."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from eval.asking import Asked
+from eval.samples import Sample
 from eval.scores import Graded, score_of
 from opd.errors import RunError
 from opd.rewards import GRADER
@@ -43,6 +45,18 @@ class Result:
         """Write result.json into the folder."""
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / FILE, json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n")
+
+
+def write_answers(folder: Path, asked: Asked, samples: list[Sample], graded: list[list[Graded]]) -> None:
+    """answers.jsonl: a line an answer, with question, known answer, text, and how it was graded."""
+    grades = [grade for problem in graded for grade in problem]
+    known = {prompt.index: prompt.extra for prompt in asked.prompts}
+    lines = [
+        {"problem": s.problem, "sample": s.sample, **known[s.problem], "text": s.text, **asdict(grade)}
+        for s, grade in zip(samples, grades, strict=True)
+    ]
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    write_atomic(folder / "answers.jsonl", text)
 
 
 def read_result(folder: Path) -> Result:

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from eval.asking import Asked, Asking, ask
 from eval.identity import key_of, short_name, weights_digest
-from eval.results import Result, read_result
+from eval.results import Result, read_result, write_answers
 from eval.samples import SampleFile, rounds, sample
 from eval.scores import graded, score_of
 from eval.statistics import compare
@@ -73,6 +73,7 @@ class Evaluation:
         if to is None:
             return result.score
         result.write(to)
+        write_answers(to, self.asked, samples, answers)
         start = to.with_name("student_start")
         if who in ("teacher", start.name) or not start.exists() or len(answers) < 2:
             return result.score
@@ -204,11 +205,13 @@ def _sample(model: str, studies: list[Study], host: Host, clock: Clock) -> None:
 
 def _result(study: Study, clock: Clock) -> Result:
     with clock("grade"):
-        answers = graded(study.file.read(), study.asked)
+        samples = study.file.read()
+        answers = graded(samples, study.asked)
         score = score_of(answers)
     with clock("write"):
         result = Result(short_name(study.model), study.file.identity, score, answers, study.file.environment())
         result.write(study.folder)
+        write_answers(study.folder, study.asked, samples, answers)
     return result
 
 

@@ -34,6 +34,8 @@ Overrides = Annotated[
 
 
 RESULTS = Path("results")
+INTERRUPTED = 130
+"""The exit code of Ctrl-C."""
 PATIENCE_S = 10
 """How long other ranks wait for rank 0 to say the same; a launcher ends them meanwhile, unless only they failed."""
 
@@ -158,7 +160,10 @@ def main() -> None:
     """Entry point: an error that the user can mend is one line from rank 0 and an exit code, never a traceback."""
     _hush()
     try:
-        sys.exit(app(sys.argv[1:] or ["--help"], prog_name="opd", standalone_mode=False))
+        code = app(sys.argv[1:] or ["--help"], prog_name="opd", standalone_mode=False)
+        if code == INTERRUPTED:
+            _refuse("interrupted; `opd eval` goes on when it is started again, `opd train` with --resume", INTERRUPTED)
+        sys.exit(code)
     except OpdError as error:
         _refuse(str(error), error.exit_code)
     except UsageError as error:

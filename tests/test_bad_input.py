@@ -511,6 +511,15 @@ def test_a_bad_command_line_is_one_line(arguments, words, recipe, refused):
     contains(refused(*arguments), *words)
 
 
+def test_an_interrupted_command_says_how_to_go_on(ended, monkeypatch):
+    def pressed(*words, **settings):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("eval.tasks.tasks_named", pressed)
+    code, _, err = ended("eval", "--model", "m", "--tasks", "gsm8k")
+    assert code == 130 and err.count("\n") == 1 and "interrupted" in err and "--resume" in err
+
+
 def test_help_points_to_every_field(ended):
     code, out, _ = ended("train", "--help")
     assert code == 0 and "opd schema" in out

@@ -9,6 +9,7 @@ import pytest
 
 from eval.results import read_result
 from eval.runner import start_engine
+from eval.tasks import TASKS
 from opd.cli import main
 
 
@@ -81,6 +82,16 @@ def test_models_and_teacher_are_scored_compared_and_plotted_once(opd, toy, start
     evaluated(opd, toy)
     assert started == ["student", "teacher"], "what is finished is not repeated"
     assert files == {p: p.stat().st_mtime_ns for p in results.rglob("samples.jsonl")} and len(files) == 4
+
+
+def test_answers_can_be_read_one_by_one(opd, toy):
+    evaluated(opd, toy)
+    (folder,) = Path("results/student").glob("arithmetic-*")
+    lines = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
+    assert [(line["problem"], line["sample"]) for line in lines] == [(p, n) for p in range(9) for n in range(2)]
+    problems = TASKS["arithmetic"].load(9)
+    assert all({"question": line["question"], "answer": line["answer"]} == problems[line["problem"]] for line in lines)
+    assert {"text", "final", "rule", "flexible", "strict", "tokens", "finish"} <= lines[0].keys()
 
 
 def test_who_sampled_stays_said_and_another_call_has_another_report(opd, toy):
