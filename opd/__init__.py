@@ -31,6 +31,7 @@ In reading order:
     schedules.py      values that change with progress, resolved before a step
     distributed.py    data ranks and DeepSpeed: start, gather, backward, update
     vocab_ranks.py    ranks that share heads by vocabulary: collectives, and the exchange of rows
+    ulysses.py        ranks that share sequences: attention over pieces that others hold
     checkpoint.py     atomic checkpoints
     run.py            the run folder and what it refuses to overwrite
     metrics.py        what a step says about itself, and the clock
