@@ -21,8 +21,9 @@ Attention = Callable[..., tuple[Tensor, Any]]
 def share_attention(model: PreTrainedModel, group: Any) -> None:
     """From here on the model reads pieces of sequences: one on each rank of the group, of equal width, in rank order.
 
-    Of a micro-batch of T tokens each of P ranks computes, and keeps for the backward pass, what T / P tokens take: all
-    but attention on its own T / P, and attention on all T in 1 / P of the heads. Only where P is above the number of
+    Of a micro-batch of T tokens each of P ranks computes what T / P tokens take: all but attention on its own T / P,
+    and attention on all T in 1 / P of the heads. It keeps T (a + h) / P for the backward pass, a what one rank keeps of
+    a token, and h its attention's output, there before the exchange and after it. Where P is above the number of
     key-value heads these are repeated, and a rank has one of them. Other models of the process stay as they are.
     """
     name = model.config._attn_implementation

@@ -1,6 +1,6 @@
-"""One of several gloo ranks that share sequences, plain or two by two: a step's loss and gradient, saved for the test.
+"""One of several gloo ranks that share sequences, all or two by two: a step's loss and gradient, saved for the test.
 
-The ranks' gradients are added up here; `tests/test_distributed.py` has DeepSpeed do it.
+The ranks' gradients are added up here; with `tests/workers/ranks.py` DeepSpeed does it.
 """
 
 from __future__ import annotations
@@ -10,15 +10,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import deepspeed
 import torch
 import torch.distributed as dist
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
-from opd.batch import Rollout
+from opd.batch import Prompt, Rollout
 from opd.distributed import Ranks
+from opd.errors import ModelError
 from opd.packing import lay_out, piece_of
 from opd.reading import backbone, trained_states
 from opd.student import Student
+from opd.teacher.check import share_checked
 from opd.teacher.local import LocalTeacher
 from opd.ulysses import share_attention
 from tests import cases
@@ -66,6 +69,8 @@ def small_models() -> tuple[Student, LocalTeacher]:
     return cases.student(cases.recipe()), cases.frozen()
 
 
+Work = tuple[int, str, str, int]
+"""Ranks that share sequences, models, case, token budget."""
 MAKERS: dict[str, Callable[[], tuple[Student, LocalTeacher]]] = {
     "small": small_models,
     "adapted": adapted_models,
@@ -95,32 +100,42 @@ def kept_bytes(ranks: Ranks) -> int:
     weights, kept = {p.untyped_storage().data_ptr() for p in student.parameters()}, {}
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
     batch = piece_of(lay_out(long_rollouts(), [0], layout="rows"), ranks.piece, ranks.pieces)
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        states_CH, _ = trained_states(backbone(student.model), batch)
-    dist.barrier() if ranks.initialized else None
-    del states_CH
-    return sum(kept.values())
+        states = trained_states(backbone(student.model), batch)
+    del states  # what is kept lives as long as these do, and no storage's place is taken twice
+    return sum(size for place, size in kept.items() if place not in weights)
 
 
-def rank(index: int, folder: str, count: int, size: int, work: list[tuple[str, str, int]]) -> None:
-    """Rank `index` of `count`, of which `size` share sequences; rank 0 leaves what it found of each (models, case)."""
-    import deepspeed
+def complaint(ranks: Ranks, *, rolls: bool) -> str | None:
+    """What the check at the start says of a model; `rolls`: one whose last layer reads its neighbour's token too."""
+    student, _ = small_models()
+    if rolls:
+        mix = lambda module, inputs, out: out + out.roll(1, 1)  # noqa: E731
+        student.model.model.layers[-1].register_forward_hook(mix)
+    prompts = [Prompt(i, list(range(3, 12 - i))) for i in range(2)]
+    try:
+        return share_checked(student.model, prompts, "rows", ranks, "student")
+    except ModelError as error:
+        return str(error)
 
+
+def rank(index: int, folder: str, count: int, work: list[Work]) -> None:
+    """Rank `index` of `count`; rank 0 leaves what it found of each piece of work, and what holds where all share."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=index, world_size=count)
     deepspeed.comm.init_distributed("gloo", auto_mpi_discovery=False, verbose=False)
-    ranks, found = Ranks(sequence_parallel_size=size), {}
-    for models, name, budget in work:
-        found[models, name, budget] = one = taken(models, name, ranks, budget)
+    ranks = {size: Ranks(sequence_parallel_size=size) for size in (2, count)}
+    found: dict[Any, Any] = {}
+    for size, models, name, budget in work:
+        found[size, models, name, budget] = one = taken(models, name, ranks[size], budget)
         for grad in one["grads"].values():
             dist.all_reduce(grad)
-    found["kept_bytes"] = kept_bytes(ranks)
-    if ranks.is_main:
+    found |= {"kept_bytes": kept_bytes(ranks[count])}
+    found |= {"complaints": [complaint(ranks[count], rolls=rolls) for rolls in (False, True)]} if count == 2 else {}
+    if index == 0:
         torch.save(found, Path(folder, "found.pt"))
     dist.barrier()

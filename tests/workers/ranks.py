@@ -2,7 +2,8 @@
 
     python -m tests.workers.ranks gradients|nonfinite|steps PRECISION FOLDER SHAPE…
 
-SHAPE: tied, untied, checkpointed, adapted (with adapters on every layer, untied on the head too), by_vocabulary.
+SHAPE: tied, untied, checkpointed, adapted (with adapters on every layer, untied on the head too), by_vocabulary,
+pieces (two ranks share every sequence, a long one among them).
 
 Rank 0 leaves its findings as FOLDER/<case>.pt, and `steps` the exported student beside them.
 """
@@ -20,9 +21,11 @@ from opd import distributed
 from opd.distributed import Ranks, Trainer, Update, gathered
 from opd.models import DTYPES
 from opd.parts import optimizer_for
+from opd.ulysses import share_attention
 from opd.vocab_ranks import RankShard
 from recipes.quickstart.make_models import character_tokenizer
 from tests import cases
+from tests.workers.pieces import LONG, long_rollouts
 
 OPTIMIZER = {"lr": 1e-2, "schedule": "constant", "weight_decay": 0.5, "max_grad_norm": 0.05}
 
@@ -43,7 +46,7 @@ def start(precision: str, *, max_grad_norm: float, tied: bool, checkpointed: boo
     if checkpointed:
         module.model.gradient_checkpointing_enable({"use_reentrant": False})
     optimizer = optimizer_for(module, cases.recipe(optimizer=OPTIMIZER))
-    return Trainer(accelerator, module, optimizer), Ranks(accelerator.device)
+    return Trainer(accelerator, module, optimizer), Ranks(accelerator.device, 2 if "pieces" in sys.argv else 1)
 
 
 def gradients(trainer: Trainer, ranks: Ranks, precision: str, folder: Path) -> None:
@@ -57,8 +60,11 @@ def gradients(trainer: Trainer, ranks: Ranks, precision: str, folder: Path) -> N
     if "adapted" in sys.argv:
         names = ("soft_or_batch", "tsdkd")
     work = [(name, budget, cases.rollouts()) for name in names for budget in (40, 4096)]
-    lonely = [("soft_or_batch", 1, cases.rollouts()[2:3])]  # named budget 1: one rollout, so other ranks have none
-    for name, budget, rollouts in work + lonely:
+    work += [("soft_or_batch", 1, cases.rollouts()[2:3])]  # named budget 1: one rollout, so other ranks have none
+    if "pieces" in sys.argv:
+        own = cases.rollouts()
+        work = [("soft_or_batch", 40, own), ("soft_or_rollout", 4096, own), ("soft_or_batch", LONG, long_rollouts())]
+    for name, budget, rollouts in work:
         grads: dict[str, torch.Tensor] = {}
 
         def update(lr: float, grads: dict[str, torch.Tensor] = grads) -> Update:
@@ -71,6 +77,9 @@ def gradients(trainer: Trainer, ranks: Ranks, precision: str, folder: Path) -> N
         chosen = cases.recipe(name, token_budget=max(40, budget))
         trainer.student.layer_share = chosen.layer_share
         run = cases.run(chosen, trainer=trainer, tied=True, dtype=DTYPES[precision], ranks=ranks, teacher=teacher)
+        if ranks.pieces > 1:
+            for read in (trainer.student.model, run.teacher.model, run.reference.model):
+                share_attention(read, ranks.sequence_group)
         outcome = cases.taken(run, rollouts)
         found = {
             "loss": outcome.metrics["loss"],
