@@ -39,8 +39,8 @@ def union_of(registry: dict[str, type[Record]]) -> Any:
 class StudentSettings(ModelSettings):
     """The model that learns."""
 
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
+    gradient_checkpointing: bool | Literal["offload"] = False
+    """Recompute activations in the backward pass: less memory, a third more time; offload: block inputs on the host."""
     lora: LoraSettings | None = None
     """Null trains every weight."""
 

@@ -290,6 +290,11 @@ def check_machine(recipe: Recipe) -> None:
     for package, wanted in wanted_packages(recipe).items():
         if not importlib.util.find_spec(package):
             raise EngineError(f"{wanted}, and {package} is not installed; pip install {package}, or change the recipe")
+    if recipe.student.gradient_checkpointing == "offload" and not torch.cuda.is_available():
+        raise EngineError(
+            "student.gradient_checkpointing is offload, which moves block inputs from a GPU to the host, and there is "
+            "no GPU; set it to true"
+        )
     if engine_type(recipe.rollout) == "transformers" and (given := recipe.rollout.for_vllm):
         raise EngineError(
             f"rollout.{', rollout.'.join(given)} belong to vllm and have no effect with transformers; remove them"

@@ -100,8 +100,8 @@ def load_student(checked: Checked, ranks: Ranks) -> Student:
     model = load_read(checked, ranks, recipe.student)
     if recipe.student.lora is not None:
         attach(model, recipe.student.lora, recipe.student, seed=recipe.seed)
-    if recipe.student.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if kind := recipe.student.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False}, offload=kind == "offload")
     student = Student(model, tokens=token_count(checked.tokenizer), layer_share=recipe.layer_share)
     return student.to(ranks.device)
 

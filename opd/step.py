@@ -176,8 +176,8 @@ def train_in_one_pass(run: Run, work: Work, counts: list[int]) -> tuple[TokenTab
 
     with run.clock("train"):
         for number, batch in enumerate(work.batches):
-            rows_c = torch.isin(work.table.rollout_C, torch.tensor(batch.rollouts)).nonzero().squeeze(-1)
-            place_c = torch.searchsorted(rows_c, batch.row_C.cpu())  # all rows but where ranks hold pieces of rollouts
+            rows_c = rows_of(work.table, batch)
+            place_c = torch.searchsorted(rows_c, batch.row_C.cpu())
 
             def pays_of(statistics: Statistics, rows_c: Tensor = rows_c, place_c: Tensor = place_c) -> list:
                 measured = whole_columns(run.ranks.sum_pieces, [place_c], [statistics], len(rows_c))
@@ -192,6 +192,11 @@ def train_in_one_pass(run: Run, work: Work, counts: list[int]) -> tuple[TokenTab
             columns.append(statistics)
     table = work.table.with_statistics(gather(run.ranks, work.batches, columns, len(work.table)))
     return table, planned(table), loss
+
+
+def rows_of(table: TokenTable, batch: Batch) -> Tensor:
+    """Rows of the table that are of the batch's rollouts, ascending: its own, and those of others' pieces of it."""
+    return torch.isin(table.rollout_C, torch.tensor(batch.rollouts, dtype=torch.long)).nonzero().squeeze(-1)
 
 
 def needed(recipe: Recipe, index: int) -> frozenset[str]:
