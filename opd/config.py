@@ -39,7 +39,7 @@ def union_of(registry: dict[str, type[Record]]) -> Any:
 class StudentSettings(ModelSettings):
     """The model that learns."""
 
-    gradient_checkpointing: bool | Literal["offload"] = False
+    gradient_checkpointing: Literal[False, True, "offload"] = False
     """Recompute activations in the backward pass: less memory, a third more time; offload: block inputs on the host."""
     lora: LoraSettings | None = None
     """Null trains every weight."""

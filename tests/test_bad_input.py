@@ -110,7 +110,7 @@ OVERRIDES = {
     ),
     "a kind of checkpointing that is none": (
         "student.gradient_checkpointing=disk",
-        ["student.gradient_checkpointing can't be 'disk'"],
+        ["student.gradient_checkpointing can't be 'disk'", "'offload'"],
     ),
     "more ranks a sequence than there are": (
         "sequence_parallel_size=2",

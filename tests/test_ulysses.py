@@ -1,5 +1,6 @@
 """Ranks that share sequences give one rank's loss, selection and gradient, and each keeps its share of activations."""
 
+import multiprocessing
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,9 @@ CASES = ("all", "soft_or_batch", "soft_or_rollout", "three_terms", "uskd", "d3s_
 
 
 def shared(folder: Path, count: int, work: list[pieces.Work]) -> dict:
-    """What rank 0 of so many found, and that it is what one rank finds; forked, for they import nothing twice."""
-    start_processes(pieces.rank, (str(folder), count, work), nprocs=count, start_method="fork")
+    """What rank 0 of so many found, and that it is what one rank finds; forked from a process that has all imported."""
+    multiprocessing.set_forkserver_preload(["tests.workers.pieces", "deepspeed"])
+    start_processes(pieces.rank, (str(folder), count, work), nprocs=count, start_method="forkserver")
     found = torch.load(folder / "found.pt")
     for size, models, name, budget in work:
         got, one = found[size, models, name, budget], pieces.taken(models, name, Ranks(), budget)
@@ -41,8 +43,9 @@ def test_two_ranks_share_a_rollout_of_2048_tokens(tmp_path: Path):
 
 
 def test_two_by_two_ranks_and_more_ranks_than_key_value_heads(tmp_path: Path):
-    """Two data ranks of two pieces each; a student of two key-value heads on four pieces."""
-    shared(tmp_path, 4, [*((2, "small", name, 40) for name in CASES), (4, "long", "soft_or_rollout", 2048)])
+    """Two data ranks of two pieces each, a teacher's head cut among them; two key-value heads on four pieces."""
+    both_ways = [(2, "by_vocabulary", "soft_or_batch", 40), (4, "long", "soft_or_rollout", 2048)]
+    shared(tmp_path, 4, [*((2, "small", name, 40) for name in CASES), *both_ways])
 
 
 def test_two_sharded_ranks_share_sequences(tmp_path: Path):

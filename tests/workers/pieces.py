@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import deepspeed
 import torch
 import torch.distributed as dist
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
@@ -24,6 +23,7 @@ from opd.student import Student
 from opd.teacher.check import share_checked
 from opd.teacher.local import LocalTeacher
 from opd.ulysses import share_attention
+from opd.vocab_ranks import RankShard
 from tests import cases
 
 LONG = 2048
@@ -69,11 +69,18 @@ def small_models() -> tuple[Student, LocalTeacher]:
     return cases.student(cases.recipe()), cases.frozen()
 
 
+def parted_models() -> tuple[Student, LocalTeacher]:
+    """The same, with a part of the teacher's head on each of several ranks."""
+    shard = RankShard.of_rank(cases.VOCABULARY) if dist.is_initialized() else None
+    return cases.student(cases.recipe()), cases.frozen(shard=shard)
+
+
 Work = tuple[int, str, str, int]
 """Ranks that share sequences, models, case, token budget."""
 MAKERS: dict[str, Callable[[], tuple[Student, LocalTeacher]]] = {
     "small": small_models,
     "adapted": adapted_models,
+    "by_vocabulary": parted_models,
     "long": lambda: long_models(2),
 }
 
@@ -125,6 +132,8 @@ def complaint(ranks: Ranks, *, rolls: bool) -> str | None:
 
 def rank(index: int, folder: str, count: int, work: list[Work]) -> None:
     """Rank `index` of `count`; rank 0 leaves what it found of each piece of work, and what holds where all share."""
+    import deepspeed
+
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=index, world_size=count)
     deepspeed.comm.init_distributed("gloo", auto_mpi_discovery=False, verbose=False)
