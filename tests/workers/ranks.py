@@ -3,7 +3,7 @@
     python -m tests.workers.ranks gradients|nonfinite|steps PRECISION FOLDER SHAPE…
 
 SHAPE: tied, untied, checkpointed, adapted (with adapters on every layer, untied on the head too), by_vocabulary,
-pieces (two ranks share every sequence, a long one among them).
+pieces (some cases once more, named pieces-…, by two ranks that share every sequence, a long one among them).
 
 Rank 0 leaves its findings as FOLDER/<case>.pt, and `steps` the exported student beside them.
 """
@@ -46,7 +46,7 @@ def start(precision: str, *, max_grad_norm: float, tied: bool, checkpointed: boo
     if checkpointed:
         module.model.gradient_checkpointing_enable({"use_reentrant": False})
     optimizer = optimizer_for(module, cases.recipe(optimizer=OPTIMIZER))
-    return Trainer(accelerator, module, optimizer), Ranks(accelerator.device, 2 if "pieces" in sys.argv else 1)
+    return Trainer(accelerator, module, optimizer), Ranks(accelerator.device)
 
 
 def gradients(trainer: Trainer, ranks: Ranks, precision: str, folder: Path) -> None:
@@ -61,10 +61,12 @@ def gradients(trainer: Trainer, ranks: Ranks, precision: str, folder: Path) -> N
         names = ("soft_or_batch", "tsdkd")
     work = [(name, budget, cases.rollouts()) for name in names for budget in (40, 4096)]
     work += [("soft_or_batch", 1, cases.rollouts()[2:3])]  # named budget 1: one rollout, so other ranks have none
+    jobs = [("", ranks, *job) for job in work]
     if "pieces" in sys.argv:
-        own = cases.rollouts()
+        shared, own = Ranks(ranks.device, 2), cases.rollouts()
         work = [("soft_or_batch", 40, own), ("soft_or_rollout", 4096, own), ("soft_or_batch", LONG, long_rollouts())]
-    for name, budget, rollouts in work:
+        jobs += [("pieces-", shared, *job) for job in work]
+    for prefix, ranks, name, budget, rollouts in jobs:
         grads: dict[str, torch.Tensor] = {}
 
         def update(lr: float, grads: dict[str, torch.Tensor] = grads) -> Update:
@@ -90,7 +92,7 @@ def gradients(trainer: Trainer, ranks: Ranks, precision: str, folder: Path) -> N
             "rollouts": [r.token_ids for r in outcome.rollouts],
         }
         if ranks.is_main:
-            torch.save(found, folder / f"{name}-{budget}.pt")
+            torch.save(found, folder / f"{prefix}{name}-{budget}.pt")
 
 
 def steps(trainer: Trainer, ranks: Ranks, precision: str, folder: Path) -> None:
