@@ -110,6 +110,7 @@ def piece_of(batch: Batch, index: int, pieces: int) -> Batch:
         input_ids_SW=ids_SW[:, place].contiguous(),
         position_SW=position_SW[:, place].contiguous(),
         source_C=(row_C * size + column_C)[own_c],
+        pieces=pieces,
     )
 
 

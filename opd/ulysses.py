@@ -34,6 +34,12 @@ def share_attention(model: PreTrainedModel, group: Any) -> None:
         module.sequence_group = group
 
 
+def pieces_read(model: nn.Module) -> int:
+    """Into how many pieces the sequences are cut that the model, or a module of it, reads; 1: it reads them whole."""
+    group = getattr(model, "sequence_group", None)
+    return 1 if group is None else group.size()
+
+
 def _sharing(core: Attention) -> Attention:
     """The kernel, over pieces where its module has a group.
 
