@@ -219,7 +219,7 @@ def _sequence_obstacle(recipe: Recipe, spec: ModelSettings, config: Any) -> str 
     if kernel == "eager":
         return "attention: eager needs a mask of the whole sequence; set attention to sdpa or flash_attention_2"
     if kernel == "sdpa" and recipe.student.attention == "flash_attention_2":
-        return "the student packs rollouts in a row, and sdpa has no mask that parts them; set teacher.attention alike"
+        return "the student packs rollouts in a row, and sdpa has no mask that parts them; give both one kernel"
     if other := sorted(set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}):
         return f"its layers of type {', '.join(other)} go along the sequence beside attention; set it to 1"
     if kernel == "sdpa" and (window := _window(config)) and window < recipe.token_budget:

@@ -25,6 +25,7 @@ from opd.teacher.local import LocalTeacher
 from opd.ulysses import share_attention
 from opd.vocab_ranks import RankShard
 from tests import cases
+from tests.test_architectures import FAMILIES, made
 
 LONG = 2048
 SHAPE = {"vocab_size": cases.VOCABULARY, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -117,15 +118,18 @@ def kept_bytes(ranks: Ranks) -> int:
     return sum(size for place, size in kept.items() if place not in weights)
 
 
-def complaint(ranks: Ranks, *, rolls: bool) -> str | None:
-    """What the check at the start says of a model; `rolls`: one whose last layer reads its neighbour's token too."""
-    student, _ = small_models()
-    if rolls:
-        mix = lambda module, inputs, out: out + out.roll(1, 1)  # noqa: E731
-        student.model.model.layers[-1].register_forward_hook(mix)
-    prompts = [Prompt(i, list(range(3, 12 - i))) for i in range(2)]
+def rolling() -> PreTrainedModel:
+    """A model whose last layer adds what the token before it got."""
+    model = cases.model(1, hidden=16)
+    model.model.layers[-1].register_forward_hook(lambda module, inputs, out: out + out.roll(1, 1))
+    return model
+
+
+def complaint(ranks: Ranks, model: PreTrainedModel) -> str | None:
+    """What the check at the start says of a model."""
+    prompts = [Prompt(i, list(range(3, 16 - i))) for i in range(2)]
     try:
-        return share_checked(student.model, prompts, "rows", ranks, "student")
+        return share_checked(model, prompts, "rows", ranks, "student")
     except ModelError as error:
         return str(error)
 
@@ -144,7 +148,9 @@ def rank(index: int, folder: str, count: int, work: list[Work]) -> None:
         for grad in one["grads"].values():
             dist.all_reduce(grad)
     found |= {"kept_bytes": kept_bytes(ranks[count])}
-    found |= {"complaints": [complaint(ranks[count], rolls=rolls) for rolls in (False, True)]} if count == 2 else {}
+    if count == 2:
+        models = {"rolling": rolling()} | {family: made(family, 1) for family in FAMILIES if family != "gemma2"}
+        found["complaints"] = {name: complaint(ranks[2], model) for name, model in models.items()}
     if index == 0:
         torch.save(found, Path(folder, "found.pt"))
     dist.barrier()
