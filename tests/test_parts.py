@@ -10,7 +10,7 @@ from eval.runner import Evaluation
 from opd.batch import Rollout
 from opd.distributed import Ranks
 from opd.doctor import check
-from opd.parts import grader, load_models, shared_rows
+from opd.parts import grader, load_models, load_student, shared_rows
 from opd.recipe_text import parse_recipe
 from opd.vocab_ranks import RankShard
 from tests.test_prompts import words
@@ -38,6 +38,27 @@ def test_a_rank_keeps_the_rows_of_the_teachers_head_that_the_recipe_says(head: s
     expected = (None, every) if head == "whole" else (RankShard(first, every, every, first), every - first)
     assert (teacher.shard, len(teacher.model.lm_head.weight)) == expected
     assert shared_rows(models) == every, "tokens of both heads, all parts together"
+
+
+@pytest.mark.parametrize(("asked", "given"), [(False, []), (True, [False]), ("offload", [True])])
+def test_a_student_keeps_what_the_recipe_says_for_its_backward_pass(asked, given, toy: Path, monkeypatch):
+    """Nothing anew, every block's input, or that on the host (which the doctor refuses without a GPU)."""
+    seen = []
+    enable = lambda self, kwargs, offload: seen.append(offload)  # noqa: E731
+    monkeypatch.setattr("transformers.PreTrainedModel.gradient_checkpointing_enable", enable)
+    recipe = parse_recipe(
+        {
+            "student": {"model": str(toy / "student")},
+            "teacher": {"type": "local", "model": str(toy / "teacher")},
+            "prompts": {"path": str(toy / "train.jsonl"), "max_tokens": 16},
+            "rollout": {"type": "transformers", "max_new_tokens": 16},
+            "loss": [{"objective": {"type": "reverse_kl"}}],
+        }
+    )
+    student = recipe.student.model_copy(update={"gradient_checkpointing": asked})
+    checked = replace(check(recipe, Evaluation), recipe=recipe.model_copy(update={"student": student}))
+    load_student(checked, Ranks())
+    assert seen == given
 
 
 def test_a_reward_knows_a_thought_that_the_prompt_opened(toy: Path):
