@@ -166,6 +166,11 @@ def gathered(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
         yield
 
 
+def whole_shape(parameter: nn.Parameter) -> torch.Size:
+    """The shape of a parameter, of which a rank may hold a part."""
+    return getattr(parameter, "ds_shape", parameter.shape)
+
+
 def leave(ranks: Ranks) -> None:
     """End a finished process; with several ranks at once, after all have come here and all is written.
 
