@@ -203,7 +203,7 @@ def start(precision: str, *, max_grad_norm: float, trackers: list[str], folder: 
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}.items():
         os.environ.setdefault(name, value)
-    os.environ.setdefault("MASTER_PORT", str(_free_port()))
+    os.environ.setdefault("MASTER_PORT", str(free_port()))
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
     import logging
 
@@ -235,7 +235,8 @@ def start(precision: str, *, max_grad_norm: float, trackers: list[str], folder: 
     return accelerator
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine on which nobody listens now."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return s.getsockname()[1]

@@ -10,7 +10,7 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from opd.distributed import _free_port
+from opd.distributed import free_port
 from tests.launching import ROOT, environment
 
 CONFIGURATIONS = sorted((ROOT / "launch" / "accelerate").glob("*.yaml"))
@@ -108,7 +108,7 @@ def test_launchers_of_two_machines_make_one_run(toy: Path, tmp_path: Path):
     """Both on this machine, with one process each; bf16, and ranks share the teacher as they share the student."""
     overrides = ["steps=2", "evaluate=null", "precision=bf16", "teacher.shard=zero3"]
     overrides.append("rollout={type: transformers, max_new_tokens: 12}")
-    meeting = ["--num_processes", "2", "--main_process_ip", "127.0.0.1", "--main_process_port", str(_free_port())]
+    meeting = ["--num_processes", "2", "--main_process_ip", "127.0.0.1", "--main_process_port", str(free_port())]
     launchers = [
         subprocess.Popen(
             command(toy, tmp_path, "multi-node", ["--machine_rank", str(machine), *meeting], overrides),
