@@ -89,7 +89,9 @@ def load_sharded(spec: ModelSettings, dtype: torch.dtype, *, offload: bool) -> t
         unset_hf_deepspeed_config()
         del asked
     model.eval().requires_grad_(False)
-    return model, deepspeed.initialize(model=backbone(model), config=settings)[0].eval()
+    engine, *_ = deepspeed.initialize(model=backbone(model), config=settings)
+    engine.eval()
+    return model, engine
 
 
 @contextmanager
