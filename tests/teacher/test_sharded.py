@@ -9,6 +9,8 @@ from tests import cases
 from tests.launching import accelerate
 
 ELEMENTS = {tied: sum(p.numel() for p in cases.model(2, hidden=24, tied=tied).parameters()) for tied in (False, True)}
+KINDS = ["whole", "tied", "by_vocabulary", "offloaded"]
+"""Of the head; the last is by vocabulary too, and all parts wait in main memory."""
 HEAD = cases.VOCABULARY * 24
 
 
@@ -22,7 +24,7 @@ def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.mark.engine
-@pytest.mark.parametrize("kind", ["whole", "tied", "by_vocabulary"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_teacher_in_parts_says_what_a_whole_one_does(kind: str, found: list[dict[Any, Any]]):
     for rank in found:
         whole, parts = rank[kind, "whole"], rank[kind, "parts"]
@@ -34,16 +36,16 @@ def test_a_teacher_in_parts_says_what_a_whole_one_does(kind: str, found: list[di
 
 
 @pytest.mark.engine
-@pytest.mark.parametrize("kind", ["whole", "tied", "by_vocabulary"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_rank_holds_its_part_alone_while_the_teacher_rests(kind: str, found: list[dict[Any, Any]]):
     rows = [len(rank[kind, "parts"]["head"]) for rank in found]
     for rank, own in zip(found, rows, strict=True):
         left = rank[kind, "parts"]
-        if kind == "by_vocabulary":
+        if kind in ("by_vocabulary", "offloaded"):
             assert left["held"]["whole"] == own * 24 and sum(rows) == cases.VOCABULARY
         else:
             assert left["held"]["whole"] == 0 and left["head_gone"], "something of it is still whole"
-        elements = ELEMENTS[kind == "tied"] - HEAD * (kind == "by_vocabulary")
+        elements = ELEMENTS[kind == "tied"] - HEAD * (kind in ("by_vocabulary", "offloaded"))
         assert elements / 2 <= left["held"]["parts"] < elements / 2 + 100, "parts are padded a little"
 
 

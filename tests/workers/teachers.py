@@ -45,18 +45,23 @@ def stored(ranks: Ranks, folder: Path, *, tied: bool) -> str:
     return str(path)
 
 
-def in_parts(path: str, shard: RankShard | None = None) -> ShardedTeacher:
-    model, engine = load_sharded(ModelSettings(model=path), torch.float32, offload=False)
+def in_parts(path: str, shard: RankShard | None, *, offload: bool) -> ShardedTeacher:
+    model, engine = load_sharded(ModelSettings(model=path), torch.float32, offload=offload)
     with whole_head(model):
         check_reading(model, [Prompt(i, list(range(3 + i, 12 + 2 * i))) for i in range(4)], "rows", path)
-    return ShardedTeacher(model, engine, shard)
+    return ShardedTeacher(model, engine, shard, offload=offload)
 
 
 def held(teacher: LocalTeacher) -> dict[str, int]:
-    """Elements of its weights on this rank: whole ones, and parts that wait."""
+    """Elements of its weights on this rank: whole ones, parts that wait, and a head put together."""
     parameters = list(teacher.model.parameters())
     parts = sum(p.ds_tensor.numel() for p in parameters if hasattr(p, "ds_tensor"))
-    return {"whole": sum(p.numel() for p in parameters), "parts": parts}
+    head = getattr(teacher, "_head", None)
+    return {
+        "whole": sum(p.numel() for p in parameters),
+        "parts": parts,
+        "head": 0 if head is None else head.weight_VH.numel(),
+    }
 
 
 def said(teacher: LocalTeacher, ranks: Ranks) -> dict[str, Any]:
@@ -89,11 +94,12 @@ if __name__ == "__main__":
     paths = {tied: stored(ranks, folder, tied=tied) for tied in (False, True)}
     part = RankShard.of_rank(cases.VOCABULARY)
     found = {}
-    for kind, tied, shard in (("whole", False, None), ("tied", True, None), ("by_vocabulary", False, part)):
+    for kind in ("whole", "tied", "by_vocabulary", "offloaded"):
+        tied, shard = kind == "tied", part if kind in ("by_vocabulary", "offloaded") else None
         whole = LocalTeacher(cases.model(2, hidden=24, tied=tied, dtype=torch.float32).requires_grad_(False), shard)
-        for place, teacher in (("whole", whole), ("parts", in_parts(paths[tied], shard))):
+        for place, teacher in (("whole", whole), ("parts", in_parts(paths[tied], shard, offload=kind == "offloaded"))):
             found[kind, place] = said(teacher, ranks)
-            if not tied:
+            if kind in ("whole", "by_vocabulary"):
                 found[kind, place]["steps"] = steps(trainer, ranks, teacher)
     torch.save(found, folder / f"{ranks.index}.pt")
     distributed.leave(ranks)
