@@ -96,7 +96,10 @@ OVERRIDES = {
         "teacher.shard=zero3",
         ["'teacher.shard: zero3'", "there is one rank", "launch more", "teacher.shard=none"],
     ),
-    "a teacher in main memory anyway": ("teacher.offload=true", ["'teacher.offload: true'", "no effect", "GPU", "remove"]),
+    "a teacher in main memory anyway": (
+        "teacher.offload=true",
+        ["'teacher.offload: true'", "no effect", "GPU", "remove"],
+    ),
     "unknown way to share a teacher": ("teacher.shard=zero2", ["teacher.shard can't be 'zero2'", "'none' or 'zero3'"]),
     "a layer that is not there": (
         "student.lora={targets: [q_prj]}",

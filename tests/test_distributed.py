@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests import cases
-from tests.launching import ROOT, accelerate
+from tests.launching import accelerate
 from tests.workers.ranks import BF16, OPTIMIZER
 
 pytestmark = pytest.mark.engine
@@ -20,7 +20,7 @@ REDUCED = 1e-6
 """Error of a gradient that is right in float64: DeepSpeed adds micro-batches and ranks up in float32."""
 
 
-def work(tmp: Path, task: str, precision: str, *more: str, ranks: int, stage: int | Path) -> None:
+def work(tmp: Path, task: str, precision: str, *more: str, ranks: int, stage: int) -> None:
     done = accelerate(tmp, "tests.workers.ranks", task, precision, str(tmp), *more, ranks=ranks, stage=stage)
     assert done.returncode == 0, done.stderr[-3000:]
 
@@ -173,17 +173,9 @@ def test_the_exported_student_is_the_trained_one(steps: tuple[Path, bool]):
     assert torch.equal(loaded(ids).logits, trained(ids).logits)
 
 
-OFFLOADED = ROOT / "launch" / "deepspeed" / "zero3-offload.json"
-
-
-def test_steps_with_the_optimizer_in_main_memory_are_those_without_any_sharding(tmp_path: Path):
+def test_steps_with_the_optimizer_in_main_memory_are_those_without_any_sharding(large: dict[str, Path]):
     """Two ranks: ZeRO-3 with launch/'s file, whose optimizer is DeepSpeed's C++ Adam, against ZeRO-0 and torch's."""
-    found = {}
-    for name, stage in {"plain": 0, "offloaded": OFFLOADED}.items():
-        (tmp_path / name).mkdir()
-        work(tmp_path / name, "several", "fp32", ranks=2, stage=stage)
-        found[name] = torch.load(tmp_path / name / "several.pt")
-    plain, offloaded = found["plain"], found["offloaded"]
+    plain, offloaded = (torch.load(large[stage] / "several.pt") for stage in ("zero0", "zero3-offload"))
     assert (plain.pop("optimizer"), offloaded.pop("optimizer")) == ("AdamW", "DeepSpeedCPUAdam")
     assert len({step["lr"] for step, _ in plain.values()}) == len(plain) == 4
     for index, (step, weights) in plain.items():

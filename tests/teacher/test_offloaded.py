@@ -1,4 +1,4 @@
-"""A teacher that is in main memory between uses: here the device is a CPU too, and each move a copy that can be seen."""
+"""A teacher that is in main memory between uses: here its device is a CPU too, and each move a copy that is seen."""
 
 import gc
 import weakref
@@ -83,7 +83,8 @@ def test_a_step_has_it_here_only_while_it_scores(name: str, passes: int):
     for teacher in (cases.frozen(), made()):
         trainer = Watching(cases.student(chosen))
         trainer.teacher = teacher if isinstance(teacher, OffloadedTeacher) else made()
-        losses.append(cases.taken(cases.run(chosen, trainer=trainer, teacher=teacher), cases.rollouts()).metrics["loss"])
+        run = cases.run(chosen, trainer=trainer, teacher=teacher)
+        losses.append(cases.taken(run, cases.rollouts()).metrics["loss"])
         grads.append(cases.gradients(trainer.student))
     assert trainer.at_backward is (passes == 1), "one pass scores on its way"
     assert not trainer.at_update and not teacher.is_here

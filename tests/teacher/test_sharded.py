@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from tests import cases
-from tests.launching import accelerate
 
 ELEMENTS = {tied: sum(p.numel() for p in cases.model(2, hidden=24, tied=tied).parameters()) for tied in (False, True)}
 KINDS = ["whole", "tied", "by_vocabulary", "offloaded"]
@@ -14,13 +13,10 @@ KINDS = ["whole", "tied", "by_vocabulary", "offloaded"]
 HEAD = cases.VOCABULARY * 24
 
 
-@pytest.fixture(scope="module", params=[1, 3], ids=lambda stage: f"student at ZeRO-{stage}")
-def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, Any]]:
-    """What each of two ranks saw."""
-    tmp = tmp_path_factory.mktemp("teachers")
-    done = accelerate(tmp, "tests.workers.teachers", str(tmp), ranks=2, stage=request.param)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [torch.load(tmp / f"{rank}.pt") for rank in range(2)]
+@pytest.fixture(scope="module", params=["zero0", "zero3-offload"])
+def found(request: pytest.FixtureRequest, large: dict[str, Path]) -> list[dict[Any, Any]]:
+    """What each of two ranks saw, with the student under that stage."""
+    return [torch.load(large[request.param] / f"{rank}.pt") for rank in range(2)]
 
 
 @pytest.mark.engine

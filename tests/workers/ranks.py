@@ -1,6 +1,6 @@
 """Run by tests/test_distributed.py under `accelerate launch`: real DeepSpeed ranks on the shared cases.
 
-    python -m tests.workers.ranks gradients|nonfinite|steps|several PRECISION FOLDER SHAPE…
+    python -m tests.workers.ranks gradients|nonfinite|steps PRECISION FOLDER SHAPE…
 
 SHAPE: tied, untied, checkpointed, adapted (with adapters on every layer, untied on the head too), by_vocabulary.
 
@@ -185,6 +185,5 @@ if __name__ == "__main__":
     limit = OPTIMIZER["max_grad_norm"] if task == "steps" else 1.0
     shape = {"tied": "untied" not in sys.argv, "checkpointed": "checkpointed" in sys.argv}
     trainer, ranks = start(precision, max_grad_norm=limit, **shape)
-    tasks = {"gradients": gradients, "nonfinite": nonfinite, "steps": steps, "several": several}
-    tasks[task](trainer, ranks, precision, folder)
+    {"gradients": gradients, "nonfinite": nonfinite, "steps": steps}[task](trainer, ranks, precision, folder)
     distributed.leave(ranks)

@@ -1,8 +1,9 @@
-"""Run by tests/teacher/test_sharded.py under `accelerate launch`: teachers in parts beside whole ones, one student.
+"""Run by tests/conftest.py under `accelerate launch`: a student's steps, then teachers in parts beside whole ones.
 
-    python -m tests.workers.teachers FOLDER
+    python -m tests.workers.large FOLDER
 
-Each rank leaves FOLDER/<rank>.pt: what teachers said, and loss and gradient of steps with them, in parts and whole.
+The steps leave FOLDER/several.pt, and each rank FOLDER/<rank>.pt: what teachers said, and loss and gradient of steps
+with them, in parts and whole.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from opd.teacher.local import LocalTeacher
 from opd.teacher.sharded import ShardedTeacher, load_sharded, whole_head
 from opd.vocab_ranks import RankShard
 from tests import cases
-from tests.workers.ranks import gradient, start
+from tests.workers.ranks import gradient, several, start
 
 STEPS = [
     *(("soft_or_batch", budget, cases.rollouts()) for budget in (40, 4096)),
@@ -91,6 +92,7 @@ def steps(trainer: Trainer, ranks: Ranks, teacher: LocalTeacher) -> list[dict[st
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     trainer, ranks = start("fp32", max_grad_norm=1.0, tied=True)
+    several(trainer, ranks, "fp32", folder)
     paths = {tied: stored(ranks, folder, tied=tied) for tied in (False, True)}
     part = RankShard.of_rank(cases.VOCABULARY)
     found = {}
