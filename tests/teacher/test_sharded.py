@@ -1,5 +1,6 @@
 """A teacher that two ranks hold in parts says and teaches what a whole one does, to the last bit."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
