@@ -21,7 +21,7 @@ from opd.vocab_ranks import RankShard
 
 
 class ShardedTeacher(LocalTeacher):
-    """A layer is whole on a rank only while it runs; a whole head from the first score after a rest on.
+    """A layer is whole on a rank while it runs or is about to; a whole head from the first score after a rest on.
 
     Each rank scores as many batches, empty ones too (`opd/packing.py` gives all as many): a score is collective. Scores
     that are out hold the head, which goes with the last of them.
@@ -56,7 +56,8 @@ class ShardedTeacher(LocalTeacher):
 def zero3(dtype: torch.dtype, *, offload: bool) -> dict[str, Any]:
     """DeepSpeed's settings for a frozen model in parts; offload: a rank's part waits in main memory.
 
-    Parameters of every size are parted: DeepSpeed would keep those below 100,000 elements whole.
+    Parameters of every size are parted: DeepSpeed would keep those below 100,000 elements whole. Its default stays of
+    how far ahead of the layer that runs it puts others together: 50 million elements.
     """
     zero = {"stage": 3, "stage3_param_persistence_threshold": 0}
     if offload:
@@ -75,8 +76,8 @@ def load_sharded(spec: ModelSettings, dtype: torch.dtype, *, offload: bool) -> t
     The engine's calls are the backbone's, and put each layer together while it runs: collective, as loading is.
 
     transformers makes it so: rank 0 reads the checkpoint's files, parameter by parameter, and the others get their
-    parts from it, so that no device holds more than a layer whole. Main memory holds files that are only mapped, but
-    for experts that a checkpoint has one by one: they are put together, all of them on every rank, before they are cut.
+    parts from it, so that a device holds its part of the model and one or two parameters whole. Files are only mapped,
+    but for experts that a checkpoint has one by one: all of them are put together in each rank's main memory first.
     """
     import deepspeed
     from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config

@@ -30,11 +30,11 @@ from tests import cases
 from tests.workers.ranks import gradient, several, start
 
 STEPS = [
-    *(("soft_or_batch", budget, cases.rollouts()) for budget in (40, 4096)),
+    ("soft_or_batch", 40, cases.rollouts()),
     ("all", 40, cases.rollouts()),
     ("soft_or_batch", 40, cases.rollouts()[2:3]),
 ]
-"""Two passes and one, few tokens a micro-batch and many; the last has one rollout, so other ranks have none."""
+"""Two passes and one, several micro-batches; the last has one rollout, so the other rank has none."""
 
 
 def stored(ranks: Ranks, folder: Path, *, tied: bool) -> str:
