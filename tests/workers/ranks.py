@@ -26,7 +26,7 @@ from opd.vocab_ranks import RankShard
 from recipes.quickstart.make_models import character_tokenizer
 from tests import cases
 
-OPTIMIZER = {"lr": 1e-2, "schedule": "constant", "weight_decay": 0.5, "max_grad_norm": 0.05}
+OPTIMIZER = {"lr": 1e-2, "betas": [0.8, 0.95], "schedule": "constant", "weight_decay": 0.5, "max_grad_norm": 0.05}
 
 
 BF16 = ("all", "soft_or_batch", "three_terms", "sampled", "uskd")
