@@ -166,6 +166,11 @@ def gathered(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
         yield
 
 
+def whole_shape(parameter: nn.Parameter) -> torch.Size:
+    """The shape of a parameter, of which a rank may hold a part."""
+    return getattr(parameter, "ds_shape", parameter.shape)
+
+
 def leave(ranks: Ranks) -> None:
     """End a finished process; with several ranks at once, after all have come here and all is written.
 
@@ -198,7 +203,7 @@ def start(precision: str, *, max_grad_norm: float, trackers: list[str], folder: 
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}.items():
         os.environ.setdefault(name, value)
-    os.environ.setdefault("MASTER_PORT", str(_free_port()))
+    os.environ.setdefault("MASTER_PORT", str(free_port()))
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
     import logging
 
@@ -230,7 +235,8 @@ def start(precision: str, *, max_grad_norm: float, trackers: list[str], folder: 
     return accelerator
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine on which nobody listens now."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return s.getsockname()[1]

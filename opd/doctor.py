@@ -76,6 +76,7 @@ def check(recipe: Recipe, make_evaluation: MakeEvaluation) -> Checked:
     check_machine(recipe)
     check_needs(recipe)
     check_ranks(recipe)
+    check_teacher_weights(recipe)
     student, teacher = recipe.student, recipe.teacher
     tokenizer = load_tokenizer(student.model, student.revision)
     teacher_tokenizer = load_tokenizer(teacher.model, teacher.revision)
@@ -201,6 +202,18 @@ def check_ranks(recipe: Recipe) -> None:
         raise RecipeError(
             f"{world_size()} data ranks share prompts_per_step {recipe.prompts_per_step}: a rank would be idle; "
             f"raise prompts_per_step to {world_size()} or more, or launch fewer processes"
+        )
+
+
+def check_teacher_weights(recipe: Recipe) -> None:
+    """RecipeError where the teacher's weights can't be shared, or would be in main memory anyway."""
+    if recipe.teacher.shard == "zero3" and world_size() == 1:
+        raise RecipeError(
+            "'teacher.shard: zero3' can't be had: there is one rank; launch more processes, or set teacher.shard=none"
+        )
+    if recipe.teacher.offload and not torch.cuda.is_available():
+        raise RecipeError(
+            "'teacher.offload: true' has no effect without a GPU: all weights are in main memory anyway; remove it"
         )
 
 

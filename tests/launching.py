@@ -17,12 +17,11 @@ def environment() -> dict[str, str]:
     return own | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
 
 
-def accelerate(tmp: Path, *command: str, ranks: int, stage: int, timeout: int = 300) -> subprocess.CompletedProcess:
-    """Run `python -m COMMAND` on so many ranks under DeepSpeed, nothing kept whole by ZeRO-3."""
-    zero = {"stage": stage} | ({"stage3_param_persistence_threshold": 0} if stage == 3 else {})
-    settings = {"zero_optimization": zero, "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1}
-    config = tmp / f"zero{stage}.json"
-    config.write_text(json.dumps(settings))
+def accelerate(
+    tmp: Path, *command: str, ranks: int, stage: int | Path, timeout: int = 300
+) -> subprocess.CompletedProcess:
+    """Run `python -m COMMAND` on so many ranks under DeepSpeed, nothing kept whole by ZeRO-3; stage: or its file."""
+    config = stage if isinstance(stage, Path) else stage_file(tmp, stage)
     launch = ["-m", "accelerate.commands.launch", "--use_deepspeed", "--deepspeed_config_file", str(config)]
     return subprocess.run(
         [sys.executable, *launch, "--num_processes", str(ranks), "--main_process_port", "0", "-m", *command],
@@ -32,3 +31,12 @@ def accelerate(tmp: Path, *command: str, ranks: int, stage: int, timeout: int = 
         text=True,
         timeout=timeout,
     )
+
+
+def stage_file(tmp: Path, stage: int) -> Path:
+    """DeepSpeed's settings for a ZeRO stage."""
+    zero = {"stage": stage} | ({"stage3_param_persistence_threshold": 0} if stage == 3 else {})
+    settings = {"zero_optimization": zero, "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1}
+    config = tmp / f"zero{stage}.json"
+    config.write_text(json.dumps(settings))
+    return config

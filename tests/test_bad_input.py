@@ -92,6 +92,15 @@ OVERRIDES = {
         "teacher.head=by_vocabulary",
         ["'teacher.head: by_vocabulary'", "there is one rank", "launch more", "teacher.head=auto"],
     ),
+    "a teacher to share with nobody": (
+        "teacher.shard=zero3",
+        ["'teacher.shard: zero3'", "there is one rank", "launch more", "teacher.shard=none"],
+    ),
+    "a teacher in main memory anyway": (
+        "teacher.offload=true",
+        ["'teacher.offload: true'", "no effect", "GPU", "remove"],
+    ),
+    "unknown way to share a teacher": ("teacher.shard=zero2", ["teacher.shard can't be 'zero2'", "'none' or 'zero3'"]),
     "a layer that is not there": (
         "student.lora={targets: [q_prj]}",
         ["student.lora.targets", "'q_prj'", "did you mean 'q_proj'", "down_proj, gate_proj"],

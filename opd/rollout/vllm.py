@@ -97,6 +97,7 @@ class VLLMEngine(RolloutEngine):
 
     def _wake(self) -> None:
         if self.sleeps:
+            torch.cuda.empty_cache()  # what the trainer let go is the engine's now
             self.llm.wake_up()
 
     def _rest(self) -> None:
