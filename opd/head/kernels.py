@@ -36,6 +36,12 @@ def run(work: Work, given: Given, *, fuse: bool) -> Given:
     return KERNELS[key](given)
 
 
+def forget() -> None:
+    """As in a new process."""
+    KERNELS.clear()
+    SECONDS.clear()
+
+
 def _first(work: Work, given: Given) -> Work:
     """The work compiled, or as it is, with a warning. It is tried on zeros, so that a failure has touched nothing."""
     if len(KERNELS) >= MOST_KERNELS:
@@ -43,17 +49,21 @@ def _first(work: Work, given: Given) -> Work:
     start = time.perf_counter()
     try:
         kernel = Kernel(work, given)
-        kernel(_zeros(given, *_unequal(next(iter(given.values())))))
+        kernel.fused(_zeros(given, *_unequal(next(iter(given.values())))))
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever a compiler meets, plain torch goes on
-        return _plain(work, f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}")
+        return _plain(work, _first_line(error))
     SECONDS.append(time.perf_counter() - start)
     return kernel
 
 
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"
+
+
 def _plain(work: Work, reason: str) -> Work:
-    warnings.warn(f"head_kernels: {type(work).__name__} runs as plain torch: {reason}", stacklevel=4)
+    warnings.warn(f"head_kernels: {type(work).__name__} runs as plain torch: {reason}", stacklevel=2)
     return work
 
 
@@ -66,10 +76,14 @@ class Kernel:
 
     def __call__(self, given: Given) -> Given:
         try:
-            found = self._compiled(*map(_as_it_lies, given.values()))
+            return self.fused(given)
         except torch._dynamo.exc.TorchDynamoException as error:  # another size asked for another compilation
             KERNELS.update({key: self.work for key, kernel in KERNELS.items() if kernel is self})
-            return _plain(self.work, str(error).strip().splitlines()[0])(given)
+            return _plain(self.work, _first_line(error))(given)
+
+    def fused(self, given: Given) -> Given:
+        """What the work gives; raises whatever the compiler does."""
+        found = self._compiled(*map(_as_it_lies, given.values()))
         return dict(zip(self.found, found, strict=True))
 
     def _traced(self, given: Given) -> torch.fx.GraphModule:
