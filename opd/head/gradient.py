@@ -20,7 +20,7 @@ class Gradients:
     """
 
     def __init__(
-        self, student: HiddenStates, weak_NH: Tensor, wants: tuple[bool, ...], shard: VocabShard, *, rounds: bool = False
+        self, student: HiddenStates, weak_NH: Tensor, wants: tuple[bool, ...], shard: VocabShard, rounds: bool = False
     ) -> None:
         self.student, self.head, self.shard, self.rounds = student, student.head, shard, rounds
         self.dtype = dtype = working_dtype(student.head.weight_VH.dtype)

@@ -87,7 +87,7 @@ class Kernel:
         return dict(zip(self.found, found, strict=True))
 
     def _traced(self, given: Given) -> torch.fx.GraphModule:
-        """Its operations alone: the compiler need not understand objectives, records and what checks shapes in tests."""
+        """Its operations alone: no compiler need understand objectives, records and what checks shapes in tests."""
         from torch.fx.experimental.proxy_tensor import make_fx  # takes half a second that plain torch need not wait
 
         def flat(*tensors: Tensor) -> tuple[Tensor, ...]:

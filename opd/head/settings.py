@@ -22,8 +22,8 @@ class HeadSettings:
     `merge_stop` makes them one outcome (arXiv 2609.20511). tile_bytes: working memory; never changes a result.
     precision: of logits from 16-bit weights, strip by strip; exact keeps float32 products (on a CPU the factors are
     float32 too, on a GPU ∂loss/∂logits is rounded before its products), fast rounds every product to 16 bits. Terms
-    that need whole rows are always exact. kernels: of elementwise work, strip by strip; fused by torch.compile, or plain
-    torch; auto fuses on CUDA.
+    that need whole rows are always exact. kernels: of elementwise work, strip by strip; fused by torch.compile or
+    plain torch; auto fuses on CUDA.
     """
 
     temperature: float = 1.0

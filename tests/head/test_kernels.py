@@ -1,4 +1,4 @@
-"""Fused or plain, a pass gives the same; what can't be compiled runs plain. Few kernels: each takes a second or more."""
+"""Fused or plain, a pass gives the same; what can't be compiled runs plain. Few kernels: each takes a second."""
 
 from dataclasses import dataclass, replace
 

@@ -98,7 +98,8 @@ def memory_bars() -> Iterator[Bar]:
 
 def error_bars() -> Iterator[Bar]:
     """Error of the bf16 gradient against the truth; the share plays no part."""
-    for name, peer, most in (("ours-fast", "torch", 1.1), ("ours-fused-fast", "torch", 1.1), ("ours", "trl-compact", 1.0)):
+    against = (("ours-fast", "torch", 1.1), ("ours-fused-fast", "torch", 1.1), ("ours", "trl-compact", 1.0))
+    for name, peer, most in against:
         for part in ("hidden", "head"):
             text = f"gradient error, bf16, {part}: {name} / {peer}"
             yield Bar(text, f"{most}", _flat(most), _error_against(name, peer, part), "bf16")
