@@ -149,7 +149,7 @@ class SlabSweep:
         return {f"{who}_high": high_n, f"{who}_low": (shift_n - high_n).to(self.dtype)}
 
     def _to_gradient_(self, strip: Strip, factors: dict[str, Tensor]) -> Tensor | float:
-        """Σ weight · f′ − p_S · pull in the place of the student's logits; returns the strip's Σ p_S where it matters."""
+        """Σ weight · f′ − p_S · pull in the place of the student's logits; returns the strip's Σ p_S if asked."""
         blocks = (logits | self.shift | factors for logits in strip.blocks())
         return sum(run(self.gradient, given, fuse=self.strips.fuses).get("mass", 0.0) for given in blocks)
 
