@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from opd.figures import MeasuredFigures, ReportedFigures
-from opd.head.settings import HeadPrecision
+from opd.head.settings import HeadKernels, HeadPrecision
 from opd.lora import LoraSettings
 from opd.model_spec import ModelSettings, Precision
 from opd.objectives import OBJECTIVES
@@ -203,6 +203,8 @@ class Recipe(Record):
     """Working memory of the loss head in MiB: speed, never the result."""
     head_precision: HeadPrecision = "exact"
     """exact keeps the products of a bf16 head in fp32; fast rounds each to bf16, for speed on a CPU."""
+    head_kernels: HeadKernels = "auto"
+    """fused compiles the head's elementwise work (seconds, once a process); plain is torch; auto fuses on CUDA."""
     precision: Precision = "bf16"
     """Of weights and arithmetic; bf16 trains with fp32 master weights."""
     seed: int = 0

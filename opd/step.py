@@ -222,6 +222,7 @@ def head_settings(recipe: Recipe, stop: tuple[int, ...]) -> HeadSettings:
         merge_stop=recipe.stop_class,
         tile_bytes=recipe.tile_mib << 20,
         precision=recipe.head_precision,
+        kernels=recipe.head_kernels,
     )
 
 
