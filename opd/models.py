@@ -96,6 +96,13 @@ def caps_attention(config: Any) -> bool:
     return getattr(text_config(config), "attn_logit_softcapping", None) is not None
 
 
+def biases_attention(config: Any) -> bool:
+    """Whether attention is biased by distance (ALiBi): BLOOM always, Falcon and MPT where their settings say so."""
+    text = text_config(config)
+    settings = text, getattr(text, "attn_config", None)
+    return text.model_type == "bloom" or any(getattr(each, "alibi", False) for each in settings)
+
+
 def dropout_rates(config: Any) -> dict[str, float]:
     """Settings of the configuration that name a dropout rate above 0."""
     values = text_config(config).to_dict()
