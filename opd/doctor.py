@@ -18,12 +18,14 @@ from transformers import PreTrainedTokenizerBase
 from opd import schedules
 from opd.batch import Prompt, Rollout
 from opd.config import EvaluateSettings, PromptSettings, Recipe
-from opd.distributed import world_size
+from opd.distributed import is_main_process, local_world_size, world_size
 from opd.errors import DataError, EngineError, ModelError, RecipeError
 from opd.head.statistics import STATISTICS
-from opd.lora import targeted
+from opd.hub import check_access
+from opd.lora import rate_warning, targeted
 from opd.model_spec import ModelSettings
 from opd.models import (
+    biases_attention,
     caps_attention,
     carries_state,
     dropout_rates,
@@ -69,6 +71,7 @@ class Checked:
     evaluation: Evaluation | None
     teacher_evaluation: Evaluation | None
     teacher_head: Placement
+    warning: str | None = None
 
 
 def check(recipe: Recipe, make_evaluation: MakeEvaluation) -> Checked:
@@ -93,6 +96,8 @@ def check(recipe: Recipe, make_evaluation: MakeEvaluation) -> Checked:
     for config, spec in zip(configs, (student, teacher), strict=True):
         check_attention(spec, config)
         check_packing(recipe, spec, config)
+        check_parts(recipe, config, spec.model)
+        check_sleep(recipe, config, spec.model)
         check_context(recipe, config, spec.model)
     prompts = load_prompts(recipe.prompts, tokenizer)
     if recipe.rollout.path is None and recipe.prompts_per_step > len(prompts.prompts):
@@ -108,7 +113,10 @@ def check(recipe: Recipe, make_evaluation: MakeEvaluation) -> Checked:
     for evaluation, config, model in zip(evaluations, configs, (student.model, teacher.model), strict=True):
         check_evaluation(recipe, evaluation, config, model)
     stop = stops_of(recipe, tokenizer, teacher_tokenizer)
-    return Checked(recipe, tokenizer, teacher_tokenizer, prompts, stop, *evaluations, teacher_head)
+    if recipe.hub is not None and is_main_process():
+        check_access(recipe.hub)
+    warning = rate_warning(recipe.optimizer.lr, text_config(configs[0]).hidden_size, adapted=student.lora is not None)
+    return Checked(recipe, tokenizer, teacher_tokenizer, prompts, stop, *evaluations, teacher_head, warning)
 
 
 def check_needs(recipe: Recipe) -> None:
@@ -217,6 +225,38 @@ def check_teacher_weights(recipe: Recipe) -> None:
         )
 
 
+def check_parts(recipe: Recipe, config: Any, model: str) -> None:
+    """RecipeError if this machine's ranks, or the model's heads, can't be cut into rollout.tensor_parallel parts.
+
+    Heads of keys and values: either as many in each part, or each by as many parts (vLLM repeats them).
+    """
+    parts, read = recipe.rollout.tensor_parallel, text_config(config)
+    if parts == 1:
+        return
+    if local_world_size() % parts:
+        raise RecipeError(
+            f"rollout.tensor_parallel {parts} does not divide the {local_world_size()} ranks of this machine; "
+            "launch a multiple of it, or set it to 1"
+        )
+    heads = read.num_attention_heads
+    shared = getattr(read, "num_key_value_heads", None) or heads
+    inner = getattr(read, "intermediate_size", None) or parts
+    if heads % parts or max(shared, parts) % min(shared, parts) or inner % parts:
+        raise RecipeError(
+            f"rollout.tensor_parallel {parts} does not cut {model!r} evenly: {heads} heads of attention, {shared} of "
+            f"keys and values, {inner} columns between the MLP's layers; take a divisor of these"
+        )
+
+
+def check_sleep(recipe: Recipe, config: Any, model: str) -> None:
+    """EngineError for a model that would lose more than its parameters and buffers in a sleep of level 2."""
+    if recipe.rollout.sleep_level == 2 and biases_attention(config):
+        raise EngineError(
+            f"{model!r} biases attention by distance (ALiBi) with a table that vLLM loses at rollout.sleep_level 2; "
+            "set rollout.sleep_level=1"
+        )
+
+
 def check_attention(spec: ModelSettings, config: Any) -> None:
     """ModelError if the attention kernel would leave out the cap that the model, and its engine, put on scores."""
     if spec.attention == "sdpa" and caps_attention(config):
@@ -273,6 +313,10 @@ def check_machine(recipe: Recipe) -> None:
     if engine_type(recipe.rollout) == "transformers" and (given := recipe.rollout.for_vllm):
         raise EngineError(
             f"rollout.{', rollout.'.join(given)} belong to vllm and have no effect with transformers; remove them"
+        )
+    if not torch.cuda.is_available() and (given := recipe.rollout.for_gpu):
+        raise EngineError(
+            f"rollout.{', rollout.'.join(given)} belong to vllm on a GPU, and this machine has none; remove them"
         )
     if engine_type(recipe.rollout) == "vllm" and not importlib.util.find_spec("vllm"):
         raise EngineError(

@@ -101,6 +101,13 @@ def carries_state(config: Any) -> bool:
     return "linear_attention" in (getattr(text_config(config), "layer_types", None) or ())
 
 
+def biases_attention(config: Any) -> bool:
+    """Whether attention is biased by distance (ALiBi): BLOOM always, Falcon and MPT where their settings say so."""
+    text = text_config(config)
+    settings = text, getattr(text, "attn_config", None)
+    return text.model_type == "bloom" or any(getattr(each, "alibi", False) for each in settings)
+
+
 def dropout_rates(config: Any) -> dict[str, float]:
     """Settings of the configuration that name a dropout rate above 0."""
     values = text_config(config).to_dict()

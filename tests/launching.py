@@ -12,9 +12,10 @@ ROOT = Path(__file__).parent.parent
 
 
 def environment() -> dict[str, str]:
-    """One thread a rank, no hub, and none of this process's own rank variables."""
+    """One thread a rank, no hub but one that HF_ENDPOINT names, and none of this process's own rank variables."""
     own = {k: v for k, v in os.environ.items() if k not in {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT"}}
-    return own | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    offline = "0" if "HF_ENDPOINT" in own else "1"
+    return own | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "HF_HUB_OFFLINE": offline, "PYTHONPATH": str(ROOT)}
 
 
 def accelerate(

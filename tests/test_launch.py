@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from opd.distributed import free_port
 from tests.launching import ROOT, environment
+from tests.test_hub import serving
 
 CONFIGURATIONS = sorted((ROOT / "launch" / "accelerate").glob("*.yaml"))
 
@@ -176,10 +177,19 @@ def test_the_main_job_runs_to_its_end(configuration: str, precision: str, toy: P
 
 
 @pytest.mark.engine
-def test_a_run_that_evaluates_nothing_ends_too(toy: Path, tmp_path: Path):
-    done = launched(toy, tmp_path, "cpu-1", "evaluate=null", "rollout={type: transformers, max_new_tokens: 12}")
+def test_a_run_that_evaluates_nothing_ends_too_with_its_model_on_the_hub(toy: Path, tmp_path: Path, monkeypatch):
+    with serving() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.address)
+        monkeypatch.setenv("HF_TOKEN", "good")
+        short = ("evaluate=null", "rollout={type: transformers, max_new_tokens: 12}", "hub={repo: ann/tiny}")
+        done = launched(toy, tmp_path, "cpu-1", *short)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "nothing was scored" in done.stdout and "reverse KL on fresh rollouts" in done.stdout
+    assert f"hub   {hub.address}/ann/tiny" in done.stdout.splitlines()
+    there, model = hub.repos["ann/tiny"], tmp_path / "run" / "model"
+    assert {"model.safetensors", "tokenizer.json", "config.json"} <= there.keys()
+    assert all(there[path.name] == path.read_bytes() for path in model.iterdir())
+    assert b"opd train" in there["README.md"] and b"repo: ann/tiny" in there["README.md"]
 
 
 @pytest.mark.engine
