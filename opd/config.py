@@ -40,8 +40,8 @@ def union_of(registry: dict[str, type[Record]]) -> Any:
 class StudentSettings(ModelSettings):
     """The model that learns."""
 
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
+    gradient_checkpointing: Literal[False, True, "offload"] = False
+    """Recompute activations in the backward pass: less memory, a third more time; offload: block inputs on the host."""
     lora: LoraSettings | None = None
     """Null trains every weight."""
 
@@ -199,7 +199,9 @@ class Recipe(Record):
     prompts_per_step: PositiveInt = 8
     """Prompts of one optimizer step, over all ranks; times `rollout.samples_per_prompt` rollouts."""
     token_budget: PositiveInt = 16384
-    """Tokens of a micro-batch, prompts and padding included: memory and speed, never the result."""
+    """Tokens of a micro-batch, prompts and padding included, of all pieces: memory and speed, never the result."""
+    sequence_parallel_size: PositiveInt = 1
+    """So many ranks share every sequence, a piece each, in student and teacher (Ulysses): memory, never the result."""
     tile_mib: PositiveInt = 150
     """Working memory of the loss head in MiB: speed, never the result."""
     head_precision: HeadPrecision = "exact"

@@ -1,4 +1,4 @@
-"""Data ranks, and the student under DeepSpeed: the only file that names accelerate's and DeepSpeed's process groups.
+"""Ranks, and the student under DeepSpeed: the only file that names accelerate's and DeepSpeed's process groups.
 
 `Ranks` counts and gathers; `Trainer` holds the sharded student and is the one place where a gradient becomes a step.
 """
@@ -20,13 +20,35 @@ from torch import Tensor, nn
 
 
 class Ranks:
-    """The data ranks of a run; alone, every collective is the identity."""
+    """The ranks of a run; alone, every collective is the identity.
 
-    def __init__(self, device: torch.device | str = "cpu") -> None:
+    ranks     0  1  2  3        sequence_parallel_size 2
+    data      0  0  1  1        neighbours are one data rank: the same micro-batches
+    piece     0  1  0  1        of whose sequences each holds one piece of `pieces`
+    """
+
+    def __init__(self, device: torch.device | str = "cpu", sequence_parallel_size: int = 1) -> None:
         self.initialized = dist.is_available() and dist.is_initialized()
         self.index = dist.get_rank() if self.initialized else 0
         self.count = dist.get_world_size() if self.initialized else 1
         self.device = torch.device(device)
+        self.pieces = sequence_parallel_size if self.initialized else 1
+        self.sequence_group = dist.new_subgroups(self.pieces)[0] if self.pieces > 1 else None
+
+    @property
+    def piece(self) -> int:
+        """Which piece of its sequences this rank holds."""
+        return self.index % self.pieces
+
+    @property
+    def data_index(self) -> int:
+        """The data rank that this rank is part of."""
+        return self.index // self.pieces
+
+    @property
+    def data_count(self) -> int:
+        """R, the number of data ranks."""
+        return self.count // self.pieces
 
     @property
     def is_main(self) -> bool:
@@ -37,8 +59,15 @@ class Ranks:
         """The element-wise sum over all ranks, on the CPU and the same on each."""
         if self.count == 1:
             return tensor.cpu()
+        return self._sum(tensor, None)
+
+    def sum_pieces(self, tensor: Tensor) -> Tensor:
+        """The element-wise sum over the ranks that share sequences with this one, on the CPU and the same on each."""
+        return tensor.cpu() if self.pieces == 1 else self._sum(tensor, self.sequence_group)
+
+    def _sum(self, tensor: Tensor, group: Any) -> Tensor:
         total = tensor.to(self.device, copy=True)
-        dist.all_reduce(total)
+        dist.all_reduce(total, group=group)
         return total.cpu()
 
     def agree(self, flag: bool) -> bool:
@@ -93,7 +122,8 @@ class Trainer:
     def backward(self, loss: Tensor, *, last: bool) -> None:
         """Add a micro-batch's gradient; every rank calls it as often, `last` on the step's final one.
 
-        DeepSpeed averages over ranks, and the loss is already divided by global counts, so it is multiplied by R.
+        DeepSpeed averages over all ranks, those that share sequences too, and each one's loss is of its own tokens and
+        already divided by global counts: their sum is the step's, so it is multiplied by the number of ranks.
         """
         self._watch(loss.detach())
         self.engine.set_gradient_accumulation_boundary(is_boundary=last)
@@ -196,7 +226,7 @@ def is_main_process() -> bool:
 
 
 def world_size() -> int:
-    """Data ranks according to the launcher, before any process group exists."""
+    """Ranks according to the launcher, before any process group exists."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 

@@ -98,6 +98,7 @@ def check(recipe: Recipe, make_evaluation: MakeEvaluation) -> Checked:
         check_packing(recipe, spec, config)
         check_parts(recipe, config, spec.model)
         check_sleep(recipe, config, spec.model)
+        check_shared_sequences(recipe, spec, config)
         check_context(recipe, config, spec.model)
     prompts = load_prompts(recipe.prompts, tokenizer)
     if recipe.rollout.path is None and recipe.prompts_per_step > len(prompts.prompts):
@@ -205,12 +206,63 @@ def check_evaluation(recipe: Recipe, evaluation: Evaluation | None, config: Any,
 
 
 def check_ranks(recipe: Recipe) -> None:
-    """RecipeError if some data rank would have no prompt."""
-    if world_size() > recipe.prompts_per_step:
+    """RecipeError if ranks can't share sequences as asked, or some data rank would have no prompt."""
+    ranks, pieces = world_size(), recipe.sequence_parallel_size
+    if ranks % pieces:
         raise RecipeError(
-            f"{world_size()} data ranks share prompts_per_step {recipe.prompts_per_step}: a rank would be idle; "
-            f"raise prompts_per_step to {world_size()} or more, or launch fewer processes"
+            f"sequence_parallel_size {pieces} does not divide the number of processes, {ranks}; launch a multiple of "
+            f"it (accelerate launch --num_processes {pieces}), or set sequence_parallel_size to a divisor"
         )
+    if ranks // pieces > recipe.prompts_per_step:
+        raise RecipeError(
+            f"{ranks // pieces} data ranks share prompts_per_step {recipe.prompts_per_step}: a rank would be idle; "
+            f"raise prompts_per_step to {ranks // pieces} or more, or launch fewer processes"
+        )
+
+
+def check_shared_sequences(recipe: Recipe, spec: ModelSettings, config: Any) -> None:
+    """RecipeError if the model can't be read by ranks that share its sequences."""
+    if recipe.sequence_parallel_size > 1 and (obstacle := _sequence_obstacle(recipe, spec, text_config(config))):
+        raise RecipeError(f"sequence_parallel_size {recipe.sequence_parallel_size} and {spec.model!r}: {obstacle}")
+
+
+def _sequence_obstacle(recipe: Recipe, spec: ModelSettings, config: Any) -> str | None:
+    """What is in the way, and the way out."""
+    size, kernel = recipe.sequence_parallel_size, spec.attention
+    heads = getattr(config, "num_attention_heads", 0)
+    keys = getattr(config, "num_key_value_heads", None) or heads
+    if not heads or heads % size:
+        return f"{heads} attention heads can't be shared equally; take a divisor of {heads}"
+    if keys % size and size % keys:
+        return f"{keys} key-value heads are neither a multiple nor a divisor of it; take one that divides {keys}"
+    if kernel == "eager":
+        return "attention: eager needs a mask of the whole sequence; set attention to sdpa or flash_attention_2"
+    if kernel == "sdpa" and recipe.student.attention == "flash_attention_2":
+        return "the student packs rollouts in a row, and sdpa has no mask that parts them; give both one kernel"
+    if other := sorted(set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}):
+        return f"its layers of type {', '.join(other)} go along the sequence beside attention; set it to 1"
+    if kernel == "sdpa" and (window := _window(config)) and window < recipe.token_budget:
+        return (
+            f"sdpa has no mask for its window of {window} tokens; set attention: flash_attention_2, "
+            f"or token_budget to {window} or less"
+        )
+    if stretched := sorted(_rope_types(config) & {"dynamic", "longrope"}):
+        return f"its rotary positions ({stretched[0]}) change with the length that a rank sees; set it to 1"
+    return None
+
+
+def _window(config: Any) -> int | None:
+    """The sliding window of some layer, if there is one."""
+    types = getattr(config, "layer_types", None)
+    slides = types is None or "sliding_attention" in types
+    return getattr(config, "sliding_window", None) if slides else None
+
+
+def _rope_types(config: Any) -> set[str]:
+    """Kinds of rotary positions, of one set of parameters or of one for each type of layer."""
+    given = getattr(config, "rope_parameters", None) or {}
+    each = [given, *(part for part in given.values() if isinstance(part, dict))]
+    return {part["rope_type"] for part in each if "rope_type" in part}
 
 
 def check_teacher_weights(recipe: Recipe) -> None:
@@ -310,6 +362,11 @@ def check_machine(recipe: Recipe) -> None:
     for package, wanted in wanted_packages(recipe).items():
         if not importlib.util.find_spec(package):
             raise EngineError(f"{wanted}, and {package} is not installed; pip install {package}, or change the recipe")
+    if recipe.student.gradient_checkpointing == "offload" and not torch.cuda.is_available():
+        raise EngineError(
+            "student.gradient_checkpointing is offload, which moves block inputs from a GPU to the host, and there is "
+            "no GPU; set it to true"
+        )
     if engine_type(recipe.rollout) == "transformers" and (given := recipe.rollout.for_vllm):
         raise EngineError(
             f"rollout.{', rollout.'.join(given)} belong to vllm and have no effect with transformers; remove them"

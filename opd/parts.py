@@ -25,7 +25,7 @@ from opd.rollout.start import start_engine
 from opd.run import RunFolder
 from opd.step import Grade, Run
 from opd.student import Student
-from opd.teacher.check import check_reading
+from opd.teacher.check import check_reading, share_checked
 from opd.teacher.local import LocalTeacher
 from opd.teacher.offloaded import OffloadedTeacher
 from opd.teacher.sharded import ShardedTeacher, load_sharded, whole_head
@@ -113,8 +113,8 @@ def load_student(checked: Checked, ranks: Ranks) -> Student:
     model = load_read(checked, ranks, recipe.student)
     if recipe.student.lora is not None:
         attach(model, recipe.student.lora, recipe.student, seed=recipe.seed)
-    if recipe.student.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if kind := recipe.student.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False}, offload=kind == "offload")
     student = Student(model, tokens=token_count(checked.tokenizer), layer_share=recipe.layer_share)
     return student.to(ranks.device)
 
@@ -126,6 +126,18 @@ def load_read(checked: Checked, ranks: Ranks, spec: ModelSettings) -> PreTrained
     model = model.to(ranks.device)
     check_reading(model, checked.prompts.prompts[:4], layout_of(recipe), spec.model)
     return model
+
+
+def share_sequences(checked: Checked, models: Models, reference: LocalTeacher | None, ranks: Ranks) -> None:
+    """From here on ranks that share sequences read them so; ModelError where a model then reads something else."""
+    if ranks.pieces == 1:
+        return
+    recipe = checked.recipe
+    shared = [(recipe.student, models.student.model), (recipe.teacher, models.teacher.model)]
+    if reference is not None:
+        shared.append((recipe.student, reference.model))
+    for spec, model in shared:
+        share_checked(model, checked.prompts.prompts[:4], layout_of(recipe), ranks, spec.model)
 
 
 def optimizer_for(student: Student, recipe: Recipe) -> torch.optim.Optimizer:

@@ -18,7 +18,17 @@ from opd.errors import TrainingError
 from opd.evaluation import evaluate_student, evaluate_teacher, export
 from opd.hub import push
 from opd.metrics import Clock, objective_metrics, repetitive
-from opd.parts import Parts, grader, layout_of, load_frozen, load_models, optimizer_for, shared_rows, source_for
+from opd.parts import (
+    Parts,
+    grader,
+    layout_of,
+    load_frozen,
+    load_models,
+    optimizer_for,
+    share_sequences,
+    shared_rows,
+    source_for,
+)
 from opd.report.card import write_cards
 from opd.report.plot import plot_run
 from opd.report.progress import Progress, describe
@@ -76,7 +86,7 @@ def build(checked: Checked, folder: RunFolder, *, resume: bool) -> Parts:
         trackers=list(recipe.metrics.trackers),
         folder=folder.path,
     )
-    ranks = distributed.Ranks(accelerator.device)
+    ranks = distributed.Ranks(accelerator.device, recipe.sequence_parallel_size)
     folder = RunFolder(ranks.from_main(folder.path))
     if ranks.is_main and not resume:
         folder.create(recipe)
@@ -97,6 +107,7 @@ def build(checked: Checked, folder: RunFolder, *, resume: bool) -> Parts:
             reference = LocalTeacher(load_frozen(checked, ranks, recipe.student))
         layout, student = layout_of(recipe), models.student
         check_self_distillation(student, checked.prompts.prompts[:4], layout)
+        share_sequences(checked, models, reference, ranks)
         trainer = distributed.Trainer(accelerator, student, optimizer_for(student, recipe))
     if models.engine is not None:
         models.engine.follow(trainer.student.weights)

@@ -120,6 +120,19 @@ OVERRIDES = {
     "nobody on the hub": ("hub={repo: ann/tiny}", ["'ann/tiny'", "hf auth login", "opd push"]),
     "no recorded rollouts": ("rollout={type: recorded, path: none}", ["no recorded", "none/step-000001.jsonl"]),
     "tracker that is not installed": ("metrics.trackers=[wandb]", ["wandb", "not installed", "pip install"]),
+    "offload without a GPU": (
+        "student.gradient_checkpointing=offload",
+        ["student.gradient_checkpointing is offload", "there is no GPU", "set it to true"],
+    ),
+    "a kind of checkpointing that is none": (
+        "student.gradient_checkpointing=disk",
+        ["student.gradient_checkpointing can't be 'disk'", "'offload'"],
+    ),
+    "more ranks a sequence than there are": (
+        "sequence_parallel_size=2",
+        ["sequence_parallel_size 2", "the number of processes, 1", "--num_processes 2"],
+    ),
+    "no rank a sequence": ("sequence_parallel_size=0", ["sequence_parallel_size can't be 0", "greater than 0"]),
     "kernel that is not installed": ("student.attention=flash_attention_2", ["flash_attn", "not installed"]),
 }
 """What is wrong → an override that makes it so, and what the message must name."""
@@ -465,6 +478,50 @@ def test_the_doctor_says_where_the_teachers_head_lies(ranks, head, recipe, ended
     code, out, _ = ended("doctor", write(recipe), f"teacher.head={head}")
     place = "by vocabulary over 2 ranks: as" if head == "by_vocabulary" else "whole on each rank: "
     assert code == 0 and f"the teacher's head {place}" in out
+
+
+HEADS = {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 8}
+STRETCHED = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+SHARED = {
+    "heads": ({"hidden_size": 24, "num_attention_heads": 3}, 2, [], ["3 attention heads", "a divisor of 3"]),
+    "key-value heads": (
+        {"hidden_size": 48, "num_attention_heads": 6, "num_key_value_heads": 3},
+        2,
+        [],
+        ["3 key-value heads", "take one that divides 3"],
+    ),
+    "eager": ({}, 2, ["student.attention=eager"], ["attention: eager", "sdpa or flash_attention_2"]),
+    "window": ({"sliding_window": 24}, 2, [], ["window of 24 tokens", "token_budget to 24 or less"]),
+    "layers": (
+        {"layer_types": ["linear_attention", "full_attention"]},
+        2,
+        [],
+        ["layers of type linear_attention", "set it to 1"],
+    ),
+    "positions": ({"rope_parameters": STRETCHED}, 2, [], ["rotary positions (dynamic)", "set it to 1"]),
+    "processes": ({}, 3, [], ["sequence_parallel_size 3", "the number of processes, 4", "a divisor"]),
+}
+"""What keeps ranks from sharing sequences → settings of the student, size, overrides, words."""
+
+
+@BOTH
+@pytest.mark.parametrize("case", SHARED)
+def test_sequences_that_ranks_can_not_share_are_refused(case, command, recipe, refused, toy, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    settings, size, overrides, words = SHARED[case]
+    recipe["student"]["model"] = recipe["teacher"]["model"] = str(configured(toy, **HEADS | settings))
+    contains(refused(command, write(recipe), f"sequence_parallel_size={size}", *overrides), *words)
+
+
+@pytest.mark.parametrize("overrides", [[], ["student.lora={rank: 2}"], ["teacher.head=by_vocabulary"]], ids=str)
+def test_ranks_that_share_sequences_are_one_data_rank(overrides, recipe, ended, refused, toy, monkeypatch):
+    """Four processes do for two prompts; eight are four data ranks."""
+    recipe["student"]["model"] = recipe["teacher"]["model"] = str(configured(toy, **HEADS))
+    arguments = ["doctor", write(recipe), "sequence_parallel_size=2", *overrides]
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert ended(*arguments)[0] == 0
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    contains(refused(*arguments), "4 data ranks", "prompts_per_step 2", "to 4 or more")
 
 
 @BOTH

@@ -2,7 +2,8 @@
 
     python -m tests.workers.ranks gradients|nonfinite|steps PRECISION FOLDER SHAPE…
 
-SHAPE: tied, untied, checkpointed, adapted (with adapters on every layer, untied on the head too), by_vocabulary.
+SHAPE: tied, untied, checkpointed, adapted (with adapters on every layer, untied on the head too), by_vocabulary,
+pieces (some cases once more, named pieces-…, by two ranks that share every sequence, a long one among them).
 
 Rank 0 leaves its findings as FOLDER/<case>.pt, and `steps` the exported student beside them.
 """
@@ -22,9 +23,11 @@ from opd.distributed import Ranks, Trainer, Update, gathered
 from opd.models import DTYPES
 from opd.parts import optimizer_for
 from opd.step import Outcome, Run
+from opd.ulysses import share_attention
 from opd.vocab_ranks import RankShard
 from recipes.quickstart.make_models import character_tokenizer
 from tests import cases
+from tests.workers.pieces import LONG, long_rollouts
 
 OPTIMIZER = {"lr": 1e-2, "betas": [0.8, 0.95], "schedule": "constant", "weight_decay": 0.5, "max_grad_norm": 0.05}
 
@@ -59,11 +62,19 @@ def gradients(trainer: Trainer, ranks: Ranks, precision: str, folder: Path) -> N
     if "adapted" in sys.argv:
         names = ("soft_or_batch", "tsdkd")
     work = [(name, budget, cases.rollouts()) for name in names for budget in (40, 4096)]
-    lonely = [("soft_or_batch", 1, cases.rollouts()[2:3])]  # named budget 1: one rollout, so other ranks have none
-    for name, budget, rollouts in work + lonely:
+    work += [("soft_or_batch", 1, cases.rollouts()[2:3])]  # named budget 1: one rollout, so other ranks have none
+    jobs = [("", ranks, *job) for job in work]
+    if "pieces" in sys.argv:
+        shared, own = Ranks(ranks.device, 2), cases.rollouts()
+        work = [("soft_or_batch", 40, own), ("soft_or_rollout", 4096, own), ("soft_or_batch", LONG, long_rollouts())]
+        jobs += [("pieces-", shared, *job) for job in work]
+    for prefix, ranks, name, budget, rollouts in jobs:
         chosen = cases.recipe(name, token_budget=max(40, budget))
         trainer.student.layer_share = chosen.layer_share
         run = cases.run(chosen, trainer=trainer, tied=True, dtype=DTYPES[precision], ranks=ranks, teacher=teacher)
+        if ranks.pieces > 1:
+            for read in (trainer.student.model, run.teacher.model, run.reference.model):
+                share_attention(read, ranks.sequence_group)
         outcome, grads = gradient(run, rollouts)
         found = {
             "loss": outcome.metrics["loss"],
@@ -74,7 +85,7 @@ def gradients(trainer: Trainer, ranks: Ranks, precision: str, folder: Path) -> N
             "rollouts": [r.token_ids for r in outcome.rollouts],
         }
         if ranks.is_main:
-            torch.save(found, folder / f"{name}-{budget}.pt")
+            torch.save(found, folder / f"{prefix}{name}-{budget}.pt")
 
 
 def gradient(run: Run, rollouts: list[Rollout]) -> tuple[Outcome, dict[str, torch.Tensor]]:
