@@ -148,8 +148,8 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("opd.distributed.start", fail)
     monkeypatch.setattr("opd.models.load_model", fail)
     monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", fail)
-    monkeypatch.setattr("opd.rollout.start.start_engine", fail)
     monkeypatch.setattr("eval.runner.start_engine", fail)
+    monkeypatch.setattr("opd.rollout.start.start_engine", fail)
 
 
 @pytest.fixture
