@@ -2,7 +2,7 @@
 
 In reading order:
 
-    cli.py            the `opd` command: train, eval, compare, doctor, schema
+    cli.py            the `opd` command: train, eval, compare, push, doctor, schema
     config.py         Recipe: a whole recipe as typed, validated data
     recipe_text.py    a recipe from YAML and overrides, one-line complaints, the lines of `opd schema`
     figures.py        figures that a recipe carries: the paper's, others', and ours
@@ -34,6 +34,7 @@ In reading order:
     ulysses.py        ranks that share sequences: attention over pieces that others hold
     checkpoint.py     atomic checkpoints
     run.py            the run folder and what it refuses to overwrite
+    hub.py            a finished run's model on the Hugging Face hub, never over another
     metrics.py        what a step says about itself, and the clock
     report/           progress line, final table, plot, model card, stored rollouts, experiment trackers
     doctor.py         everything that can be found wrong before a model loads

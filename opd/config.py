@@ -19,7 +19,8 @@ from pydantic import (
 )
 
 from opd.figures import MeasuredFigures, ReportedFigures
-from opd.head.settings import HeadPrecision
+from opd.head.settings import HeadKernels, HeadPrecision
+from opd.hub import HubSettings
 from opd.lora import LoraSettings
 from opd.model_spec import ModelSettings, Precision
 from opd.objectives import OBJECTIVES
@@ -205,6 +206,8 @@ class Recipe(Record):
     """Working memory of the loss head in MiB: speed, never the result."""
     head_precision: HeadPrecision = "exact"
     """exact keeps the products of a bf16 head in fp32; fast rounds each to bf16, for speed on a CPU."""
+    head_kernels: HeadKernels = "auto"
+    """fused compiles the head's elementwise work (seconds, once a process); plain is torch; auto fuses on CUDA."""
     precision: Precision = "bf16"
     """Of weights and arithmetic; bf16 trains with fp32 master weights."""
     seed: int = 0
@@ -215,6 +218,8 @@ class Recipe(Record):
     """Null evaluates nothing."""
     metrics: MetricSettings = MetricSettings()
     checkpoints: CheckpointSettings = CheckpointSettings()
+    hub: HubSettings | None = None
+    """Null uploads nothing."""
     published: ReportedFigures | None = None
     """The paper's figures for this recipe, with protocol and source."""
     reproduced_elsewhere: ReportedFigures | None = None
@@ -248,6 +253,15 @@ class Recipe(Record):
     def _name_is_a_folder(self) -> Recipe:
         if self.name is not None and (self.name in ("", ".", "..") or "/" in self.name or "\\" in self.name):
             raise ValueError(f"name {self.name!r} is not the name of a folder; give one word without slashes")
+        return self
+
+    @model_validator(mode="after")
+    def _uploads_what_there_will_be(self) -> Recipe:
+        part = self.hub.part if self.hub else "model"
+        if part == "merged" and not (self.student.lora and self.student.lora.merge):
+            raise ValueError("hub.part 'merged' needs student.lora.merge: true")
+        if part == "best" and not (self.evaluate and self.evaluate.every):
+            raise ValueError("hub.part 'best' needs evaluate.every")
         return self
 
     @model_validator(mode="after")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -196,14 +196,23 @@ def gathered(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
         yield
 
 
-def leave(ranks: Ranks) -> None:
+def whole_shape(parameter: nn.Parameter) -> torch.Size:
+    """The shape of a parameter, of which a rank may hold a part."""
+    return getattr(parameter, "ds_shape", parameter.shape)
+
+
+def leave(ranks: Ranks, last: Callable[[], None] | None = None) -> None:
     """End a finished process; with several ranks at once, after all have come here and all is written.
 
+    last: what rank 0 does then, for as long as it takes: no rank waits for it in a collective.
     About one in forty two-rank launches aborted in the libraries' own teardown ("terminate called without an active
     exception") after every step was right; leaving without that teardown is the cure.
     """
     if ranks.count > 1:
         ranks.barrier()
+    if last is not None and ranks.is_main:
+        last()
+    if ranks.count > 1:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
@@ -221,6 +230,11 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def local_world_size() -> int:
+    """Data ranks of this machine according to the launcher."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
+
+
 def start(precision: str, *, max_grad_norm: float, trackers: list[str], folder: Path | None = None) -> Any:
     """An Accelerator under DeepSpeed: the launcher's ZeRO stage, or stage 1 in one process without a launcher."""
     on_cuda = torch.cuda.is_available()
@@ -228,7 +242,7 @@ def start(precision: str, *, max_grad_norm: float, trackers: list[str], folder: 
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}.items():
         os.environ.setdefault(name, value)
-    os.environ.setdefault("MASTER_PORT", str(_free_port()))
+    os.environ.setdefault("MASTER_PORT", str(free_port()))
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
     import logging
 
@@ -260,7 +274,8 @@ def start(precision: str, *, max_grad_norm: float, trackers: list[str], folder: 
     return accelerator
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine on which nobody listens now."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return s.getsockname()[1]

@@ -27,6 +27,8 @@ from opd.step import Grade, Run
 from opd.student import Student
 from opd.teacher.check import check_reading, share_checked
 from opd.teacher.local import LocalTeacher
+from opd.teacher.offloaded import OffloadedTeacher
+from opd.teacher.sharded import ShardedTeacher, load_sharded, whole_head
 from opd.vocab_ranks import RankShard
 
 
@@ -60,10 +62,7 @@ def load_models(checked: Checked, ranks: Ranks, *, samples: bool) -> Models:
     """Engine (where something is sampled), teacher and student, each read as its own forward says."""
     recipe = checked.recipe
     engine = engine_for(checked, ranks, recipe.student, checked.stop.ends_rollouts) if samples else None
-    is_cut = checked.teacher_head.ranks > 1 and ranks.count > 1
-    shard = RankShard.of_rank(checked.teacher_head.vocabulary) if is_cut else None
-    teacher = LocalTeacher(load_frozen(checked, ranks, recipe.teacher), shard)
-    return Models(engine, teacher, load_student(checked, ranks))
+    return Models(engine, load_teacher(checked, ranks), load_student(checked, ranks))
 
 
 def engine_for(checked: Checked, ranks: Ranks, spec: ModelSettings, stop: list[int]) -> RolloutEngine:
@@ -82,6 +81,20 @@ def engine_for(checked: Checked, ranks: Ranks, spec: ModelSettings, stop: list[i
         seed=recipe.seed,
         revision=spec.revision,
     )
+
+
+def load_teacher(checked: Checked, ranks: Ranks) -> LocalTeacher:
+    """The teacher with its weights where the recipe says: all on this rank or in parts over all, here or in waiting."""
+    spec, dtype = checked.recipe.teacher, DTYPES[checked.recipe.precision]
+    is_cut = checked.teacher_head.ranks > 1 and ranks.count > 1
+    shard = RankShard.of_rank(checked.teacher_head.vocabulary) if is_cut else None
+    if spec.shard == "zero3" and ranks.count > 1:
+        model, engine = load_sharded(spec, dtype, offload=spec.offload)
+        with whole_head(model):
+            check_reading(model, checked.prompts.prompts[:4], layout_of(checked.recipe), spec.model)
+        return ShardedTeacher(model, engine, shard, offload=spec.offload)
+    model = load_frozen(checked, ranks, spec)
+    return OffloadedTeacher(model, ranks.device, shard) if spec.offload else LocalTeacher(model, shard)
 
 
 def load_frozen(checked: Checked, ranks: Ranks, spec: ModelSettings) -> PreTrainedModel:

@@ -190,6 +190,7 @@ def train_in_one_pass(run: Run, work: Work, counts: list[int]) -> tuple[TokenTab
             loss += part.detach().double().cpu()
             del part  # and with it the graph, which holds the states
             columns.append(statistics)
+        run.teacher.rest()
     table = work.table.with_statistics(gather(run.ranks, work.batches, columns, len(work.table)))
     return table, planned(table), loss
 
@@ -228,6 +229,7 @@ def head_settings(recipe: Recipe, stop: tuple[int, ...]) -> HeadSettings:
         merge_stop=recipe.stop_class,
         tile_bytes=recipe.tile_mib << 20,
         precision=recipe.head_precision,
+        kernels=recipe.head_kernels,
     )
 
 
@@ -254,7 +256,10 @@ def micro_batches(run: Run, rollouts: list[Rollout]) -> list[Batch]:
 def score(
     run: Run, batches: list[Batch], needs: frozenset[str], settings: HeadSettings
 ) -> tuple[list[TeacherScores], list[Statistics]]:
-    """The teacher's scores (kept on the host) and the statistics of every micro-batch, without gradient."""
+    """The teacher's scores (kept on the host) and the statistics of every micro-batch, without gradient.
+
+    The teacher rests after it.
+    """
     scores, columns = [], []
     with torch.no_grad():
         for batch in batches:
@@ -267,6 +272,7 @@ def score(
                 statistics |= {REFERENCE: own["student_logprob"]}
             scores.append(scored.to("cpu"))
             columns.append(statistics)
+    run.teacher.rest()
     return scores, columns
 
 

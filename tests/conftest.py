@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.launching import ROOT, accelerate
+
 
 @pytest.fixture(scope="session")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -31,3 +33,14 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = problems("train", 64, seed=0)
     (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
+
+
+@pytest.fixture(scope="session")
+def large(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """What tests/workers/large.py leaves on two ranks, by the student's stage: a launch each, read by several tests."""
+    folders = {}
+    for name, stage in {"zero0": 0, "zero3-offload": ROOT / "launch" / "deepspeed" / "zero3-offload.json"}.items():
+        folders[name] = tmp_path_factory.mktemp(name)
+        done = accelerate(folders[name], "tests.workers.large", str(folders[name]), ranks=2, stage=stage)
+        assert done.returncode == 0, done.stderr[-3000:]
+    return folders

@@ -92,6 +92,15 @@ OVERRIDES = {
         "teacher.head=by_vocabulary",
         ["'teacher.head: by_vocabulary'", "there is one rank", "launch more", "teacher.head=auto"],
     ),
+    "a teacher to share with nobody": (
+        "teacher.shard=zero3",
+        ["'teacher.shard: zero3'", "there is one rank", "launch more", "teacher.shard=none"],
+    ),
+    "a teacher in main memory anyway": (
+        "teacher.offload=true",
+        ["'teacher.offload: true'", "no effect", "GPU", "remove"],
+    ),
+    "unknown way to share a teacher": ("teacher.shard=zero2", ["teacher.shard can't be 'zero2'", "'none' or 'zero3'"]),
     "a layer that is not there": (
         "student.lora={targets: [q_prj]}",
         ["student.lora.targets", "'q_prj'", "did you mean 'q_proj'", "down_proj, gate_proj"],
@@ -102,6 +111,13 @@ OVERRIDES = {
     "adapters of no rank": ("student.lora={rank: 0}", ["student.lora.rank can't be 0", "greater than 0"]),
     "unknown key of adapters": ("student.lora={r: 8}", ["'student.lora.r'", "known keys", "rank"]),
     "unknown place of the head": ("teacher.head=sharded", ["teacher.head can't be 'sharded'", "'by_vocabulary'"]),
+    "ranks that can't be cut": (
+        "rollout={type: vllm, max_new_tokens: 16, tensor_parallel: 2}",
+        ["rollout.tensor_parallel 2", "the 1 ranks of this machine", "multiple"],
+    ),
+    "a level without sleep": ("rollout={sleep: false, sleep_level: 2}", ["'sleep_level' has no effect", "'sleep'"]),
+    "no name on the hub": ("hub={repo: mine}", ["hub.repo can't be 'mine'", "user/name"]),
+    "nobody on the hub": ("hub={repo: ann/tiny}", ["'ann/tiny'", "hf auth login", "opd push"]),
     "no recorded rollouts": ("rollout={type: recorded, path: none}", ["no recorded", "none/step-000001.jsonl"]),
     "tracker that is not installed": ("metrics.trackers=[wandb]", ["wandb", "not installed", "pip install"]),
     "offload without a GPU": (
@@ -132,8 +148,8 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("opd.distributed.start", fail)
     monkeypatch.setattr("opd.models.load_model", fail)
     monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", fail)
-    monkeypatch.setattr("opd.rollout.start.start_engine", fail)
     monkeypatch.setattr("eval.runner.start_engine", fail)
+    monkeypatch.setattr("opd.rollout.start.start_engine", fail)
 
 
 @pytest.fixture
@@ -412,6 +428,41 @@ def test_more_ranks_than_prompts_are_refused(command, recipe, refused, monkeypat
 def test_as_many_ranks_as_prompts_pass(recipe, ended, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert ended("doctor", write(recipe))[0] == 0
+
+
+@BOTH
+@pytest.mark.parametrize(("heads", "shared", "inner"), [(1, 1, 128), (8, 6, 128), (8, 4, 126)])
+def test_a_model_that_can_not_be_cut_is_refused(command, heads, shared, inner, recipe, refused, toy, monkeypatch):
+    """Over four ranks: heads of attention, more heads of keys than parts unevenly, and the MLP."""
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, "4")
+    sizes = {"num_attention_heads": heads, "num_key_value_heads": shared, "intermediate_size": inner}
+    recipe["student"]["model"] = str(configured(toy, **sizes))
+    recipe |= {"prompts_per_step": 4, "rollout": {"type": "vllm", "max_new_tokens": 16, "tensor_parallel": 4}}
+    message = refused(command, write(recipe))
+    contains(message, "rollout.tensor_parallel 4", f"{heads} heads", f"{shared} of keys", f"{inner} columns")
+
+
+@BOTH
+@pytest.mark.parametrize("override", ["rollout.sleep_level=2", "rollout.sleep=false", "rollout.gpu_memory_share=0.4"])
+def test_a_gpus_setting_is_refused_where_there_is_none(command, override, recipe, refused, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    recipe["rollout"]["type"] = "vllm"
+    contains(refused(command, write(recipe), override), override.split("=")[0], "on a GPU", "remove")
+
+
+@BOTH
+def test_a_sleep_that_would_lose_a_table_is_refused(command, recipe, refused, toy, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    recipe["student"]["model"] = str(configured(toy, alibi=True))
+    recipe["rollout"] |= {"type": "vllm", "sleep_level": 2}
+    contains(refused(command, write(recipe)), "ALiBi", "rollout.sleep_level=1")
+
+
+@pytest.mark.parametrize(("lr", "said"), [(1e-6, True), (1e-3, False)])
+def test_the_doctor_says_a_rate_that_is_low_for_adapters(lr: float, said: bool, recipe, ended):
+    code, out, _ = ended("doctor", write(recipe), "student.lora={}", f"optimizer.lr={lr}")
+    assert code == 0 and (f"warning: optimizer.lr {lr:g} is low for adapters" in out) is said
 
 
 @BOTH

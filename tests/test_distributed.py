@@ -193,6 +193,19 @@ def test_the_exported_student_is_the_trained_one(steps: tuple[Path, bool]):
     assert torch.equal(loaded(ids).logits, trained(ids).logits)
 
 
+def test_steps_with_the_optimizer_in_main_memory_are_those_without_any_sharding(large: dict[str, Path]):
+    """Two ranks: ZeRO-3 with launch/'s file, whose optimizer is DeepSpeed's C++ Adam, against ZeRO-0 and torch's."""
+    plain, offloaded = (torch.load(large[stage] / "several.pt") for stage in ("zero0", "zero3-offload"))
+    assert (plain.pop("optimizer"), offloaded.pop("optimizer")) == ("AdamW", "DeepSpeedCPUAdam")
+    assert len({step["lr"] for step, _ in plain.values()}) == len(plain) == 4
+    for index, (step, weights) in plain.items():
+        other, moved = offloaded[index]
+        assert other["loss"] == pytest.approx(step["loss"], rel=1e-5)
+        assert other["grad_norm"] == pytest.approx(step["grad_norm"], rel=1e-5)
+        assert cases.relative_error(moved, weights) < 1e-5
+    assert cases.relative_error(plain[0][1], plain[3][1]) > 1e-3, "or nothing was trained"
+
+
 @pytest.mark.parametrize(
     ("stage", "precision", "shape"),
     [*product([0, 1, 2, 3], ["fp32", "bf16"], ["tied"]), (2, "bf16", "adapted tied"), (3, "fp32", "adapted untied")],

@@ -15,11 +15,14 @@ from opd.head.weights import HiddenStates, working_dtype
 class Gradients:
     """The sums, in the working dtype; a part that is not wanted is None.
 
-    wants: of hidden states, middle layer, weight and bias. Those of the weights are of the shard's part alone.
+    wants: of hidden states, middle layer, weight and bias. Those of the weights are of the shard's part alone. rounds:
+    whether the weight's may be rounded before it is scaled, where one product makes it.
     """
 
-    def __init__(self, student: HiddenStates, weak_NH: Tensor, wants: tuple[bool, ...], shard: VocabShard) -> None:
-        self.student, self.head, self.shard = student, student.head, shard
+    def __init__(
+        self, student: HiddenStates, weak_NH: Tensor, wants: tuple[bool, ...], shard: VocabShard, rounds: bool = False
+    ) -> None:
+        self.student, self.head, self.shard, self.rounds = student, student.head, shard, rounds
         self.dtype = dtype = working_dtype(student.head.weight_VH.dtype)
         hidden, weak, weight, bias = wants
         self.hidden_NH = torch.zeros_like(student.hidden_NH, dtype=dtype) if hidden else None
@@ -27,6 +30,12 @@ class Gradients:
         self.weight_VH = torch.empty_like(self.head.weight_VH, dtype=dtype) if weight else None
         self.bias_V = torch.zeros_like(self.head.bias_V, dtype=dtype) if bias else None
         self.is_empty = True
+        self._part: Tensor | None = None
+
+    def expect(self, slabs: int) -> None:
+        """Before the first of so many slabs: of one alone, no sum needs a wider dtype than its product."""
+        if self.rounds and slabs == 1 and self.weight_VH is not None:
+            self.weight_VH = torch.empty_like(self.head.weight_VH)
 
     def add_rows(self, rows_n: Int[Tensor, " n"], grad_nV: Float[Tensor, "n V"], weak_NH: Tensor | None = None) -> None:
         """∂loss/∂(h Wᵀ + b) of whole rows; `weak_NH` where h is the middle layer's."""
@@ -37,6 +46,22 @@ class Gradients:
             columns = slice(start, min(start + STRIP_COLUMNS, self.head.vocabulary))
             slab.add(columns, grad_nV[:, columns].T)
         slab.close()
+
+    def add_product_(self, sum_ac: Tensor, left_ab: Tensor, right_bc: Tensor, *, is_fresh: bool = False) -> None:
+        """sum += left · right, or = where `is_fresh`; products in the dtype of the gradient of logits."""
+        dtype = right_bc.dtype
+        if sum_ac.dtype == dtype and sum_ac.device.type == "cpu":
+            sum_ac.addmm_(factor(left_ab, dtype), factor(right_bc, dtype), beta=int(not is_fresh))
+            return
+        part_ac = self._part_like(sum_ac, dtype if sum_ac.device.type == "cpu" else sum_ac.dtype)
+        multiply(left_ab, right_bc, part_ac)
+        sum_ac.copy_(part_ac) if is_fresh else sum_ac.add_(part_ac)
+
+    def _part_like(self, sum_ac: Tensor, dtype: torch.dtype) -> Tensor:
+        """Memory for a product, the same each time: fresh pages cost a CPU more than what is written to them."""
+        if self._part is None or self._part.dtype != dtype or self._part.numel() < sum_ac.numel():
+            self._part = sum_ac.new_empty(sum_ac.numel(), dtype=dtype)
+        return self._part[: sum_ac.numel()].view(sum_ac.shape)
 
     def collected(self) -> list[Tensor | None]:
         """Every part in the order of `wants`, in the working dtype: scale it, then `narrowed_` it."""
@@ -63,9 +88,10 @@ class Slab:
             self.whole.bias_V[columns] += grad_vn.sum(-1)
         grad_vn = grad_vn.to(self.hidden_nH.dtype)
         if self.grad_Hn is not None:
-            _add_product(self.grad_Hn, self.whole.head.weight_VH[columns].T, grad_vn, fresh=False)
+            self.whole.add_product_(self.grad_Hn, self.whole.head.weight_VH[columns].T, grad_vn)
         if self.whole.weight_VH is not None:
-            _add_product(self.whole.weight_VH[columns], grad_vn, self.hidden_nH, fresh=self.whole.is_empty)
+            is_fresh = self.whole.is_empty
+            self.whole.add_product_(self.whole.weight_VH[columns], grad_vn, self.hidden_nH, is_fresh=is_fresh)
 
     def add_tokens(self, ids: list[int], grad_ns: Float[Tensor, "n s"]) -> None:
         """The same of a few tokens whose columns were left at 0."""
@@ -81,17 +107,6 @@ class Slab:
         if self.grad_Hn is not None:
             self.whole.shard.add_rows(self.of_hidden_NH, self.rows_n, self.grad_Hn.T)
         self.whole.is_empty = False
-
-
-def _add_product(sum_ac: Tensor, left_ab: Tensor, right_bc: Tensor, *, fresh: bool) -> None:
-    """sum += left · right, or = where `fresh`; products in the dtype of the gradient of logits."""
-    dtype = right_bc.dtype
-    if sum_ac.dtype == dtype and sum_ac.device.type == "cpu":
-        sum_ac.addmm_(factor(left_ab, dtype), factor(right_bc, dtype), beta=int(not fresh))
-        return
-    part_ac = torch.empty_like(sum_ac, dtype=dtype if sum_ac.device.type == "cpu" else sum_ac.dtype)
-    multiply(left_ab, right_bc, part_ac)
-    sum_ac.copy_(part_ac) if fresh else sum_ac.add_(part_ac)
 
 
 def narrowed_(sum_: Tensor, dtype: torch.dtype) -> Tensor:

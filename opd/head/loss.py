@@ -89,8 +89,9 @@ def _compute(
     student: HiddenStates, weak_NH: Tensor, given: _Given, wants: tuple[bool, ...]
 ) -> tuple[Tensor, list[Tensor | None]]:
     """The loss, and the gradients that are wanted of hidden states, middle layer, weight and bias."""
-    gradients = Gradients(student, weak_NH, wants, given.shard)
     streamed, tiled = ([pay for pay in given.pays if pay.streams is streams] for streams in (True, False))
+    rounds = given.settings.precision == "fast" and not tiled
+    gradients = Gradients(student, weak_NH, wants, given.shard, rounds=rounds)
     if tiled and given.shard.vocabulary != student.head.vocabulary:
         raise ValueError("a term that needs whole rows can't be paid by a part of the vocabulary; give whole heads")
     with torch.autocast(student.hidden_NH.device.type, enabled=False):

@@ -11,6 +11,7 @@ from torch import Tensor
 LEAST = -1e30
 """What stands for a logit of −inf: its outcome has probability 0, and 0 · LEAST is 0 where 0 · −inf is not a number."""
 HeadPrecision = Literal["exact", "fast"]
+HeadKernels = Literal["auto", "fused", "plain"]
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,8 @@ class HeadSettings:
     `merge_stop` makes them one outcome (arXiv 2609.20511). tile_bytes: working memory; never changes a result.
     precision: of logits from 16-bit weights, strip by strip; exact keeps float32 products (on a CPU the factors are
     float32 too, on a GPU ∂loss/∂logits is rounded before its products), fast rounds every product to 16 bits. Terms
-    that need whole rows are always exact.
+    that need whole rows are always exact. kernels: of elementwise work, strip by strip; fused by torch.compile or
+    plain torch; auto fuses on CUDA.
     """
 
     temperature: float = 1.0
@@ -31,10 +33,16 @@ class HeadSettings:
     merge_stop: bool = False
     tile_bytes: int = 150 << 20
     precision: HeadPrecision = "exact"
+    kernels: HeadKernels = "auto"
 
     def product_dtype(self, weights: torch.dtype) -> torch.dtype:
         """Of the products with such weights."""
         return weights if self.precision == "fast" or weights == torch.float64 else torch.float32
+
+    def fuses(self, weight_VH: Tensor) -> bool:
+        """Whether elementwise work on products with such weights is fused; in float64 it never is."""
+        is_asked = self.kernels == "fused" or (self.kernels == "auto" and weight_VH.device.type == "cuda")
+        return is_asked and weight_VH.dtype != torch.float64
 
     @property
     def merges(self) -> bool:

@@ -7,13 +7,16 @@ twice: normalisers, then sums that no statistic gives, then the gradient.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
+from opd.head.block import BlockGradient, BlockTotals
 from opd.head.cost import kept_rows, streamed_rows
 from opd.head.gradient import Gradients, Slab
+from opd.head.kernels import run
 from opd.head.pay import ChosenPay, DensePay, retained_rows
 from opd.head.settings import HeadSettings
 from opd.head.shard import VocabShard
@@ -21,9 +24,7 @@ from opd.head.strips import Memory, Strip, Strips, held
 from opd.head.sums import READ, Running, log_normaliser
 from opd.head.tile import TopScores
 from opd.head.weights import HiddenStates, whole_teacher, working_dtype
-from opd.objectives.base import LogProbs
 
-WHO = ("student", "teacher")
 MASS_TOLERANCE = 0.01
 """How far Σ p_S of a row may be from 1 before its normaliser is taken for other states'."""
 
@@ -50,12 +51,14 @@ def stream(
     kept_size = size | {"itemsize": settings.product_dtype(student.head.weight_VH.dtype).itemsize}
     n = streamed_rows(**size) if is_known else kept_rows(shard.widest, **kept_size)
     kept: Memory = {}
+    gradients.expect(slabs=-(-len(rows_N) // n))
     for rows_n in rows_N.split(n) if len(rows_N) else ():
         own, others = shard.slab(student, rows_n), None if teacher is None else shard.slab(teacher, rows_n)
         strips = Strips(own, others, settings, shard, None if is_known else kept)
         found = {name: known[name][rows_n] for name in names} if is_known else statistics_of(strips, names)
         slab = Slab(gradients, rows_n, strips.models["student"].hidden_nH, gradients.hidden_NH)
-        loss += SlabSweep(strips, [pay.rows(rows_n) for pay in pays], settings, found).run(slab)
+        paying = [pay.rows(rows_n) for pay in pays]
+        loss += SlabSweep(strips, paying, settings, found, is_known=is_known).run(slab)
         del strips, slab  # or they would live through the next rows
     return loss
 
@@ -73,34 +76,44 @@ def statistics_of(strips: Strips, names: set[str]) -> dict[str, Tensor]:
 
 
 class SlabSweep:
-    """What one slab of rows pays. found: `statistics_of` it."""
+    """What one slab of rows pays. found: `statistics_of` it; is_known: made by a former pass, maybe of other states."""
 
     def __init__(
-        self, strips: Strips, pays: list[DensePay | ChosenPay], settings: HeadSettings, found: Mapping[str, Tensor]
+        self,
+        strips: Strips,
+        pays: list[DensePay | ChosenPay],
+        settings: HeadSettings,
+        found: Mapping[str, Tensor],
+        *,
+        is_known: bool,
     ) -> None:
         self.strips, self.shard, self.settings, self.found = strips, strips.shard, settings, found
         self.student = strips.models["student"]
         self.head, self.dtype = self.student.head, self.student.dtype
-        self.shift = {who: self._shift(found[f"{who}_normaliser"]) for who in strips.models}
+        self.shift = {name: n for who in strips.models for name, n in self._shift(who).items()}
         self.dense = [pay for pay in pays if isinstance(pay, DensePay)]
         self.chosen = [pay for pay in pays if isinstance(pay, ChosenPay)]
+        objectives = tuple(pay.objective for pay in self.dense)
+        self.gradient = BlockGradient(objectives, settings.temperature, weighs=is_known)
 
     def run(self, slab: Slab) -> Tensor:
         """The loss; the gradient goes to the slab."""
         loss, pull_n = self._loss_and_pull()
         over = self.head.scale / self.settings.temperature
-        weights = [(pay.weight_N.to(self.dtype) * over)[:, None] for pay in self.dense]
-        pull_n1 = (pull_n * over).to(self.dtype)[:, None]
-        stop_n, mass_n = torch.zeros_like(pull_n1[:, 0]), torch.zeros_like(pull_n1[:, 0])
+        factors = {f"weight_{i}": pay.weight_N.to(self.dtype) * over for i, pay in enumerate(self.dense)}
+        factors |= {"pull": (pull_n * over).to(self.dtype)}
+        stop_n, mass_n = torch.zeros_like(factors["pull"]), torch.zeros_like(factors["pull"])
         for strip in self.strips:
             caps_vn = self.head.cap_slope(self.strips.merge(strip).student_vn)
-            mass_n += self._to_gradient_(strip, weights, pull_n1)
+            mass_n += self._to_gradient_(strip, factors)
             self._add_chosen_(strip, over)
             stop_n += self._take_stop_(strip)
             grad_vn = strip.student_vn if caps_vn is None else strip.student_vn.mul_(caps_vn)
             slab.add(self.strips.rows_of(strip), grad_vn)
         self._give_stop(slab, self.shard.sum(stop_n))
         slab.close()
+        if not self.gradient.weighs:
+            return loss.to(self.dtype)
         other_states = ((self.shard.sum(mass_n) - 1).abs() > MASS_TOLERANCE).any()  # the normalisers are not theirs
         return loss.to(self.dtype).masked_fill(other_states, torch.nan)
 
@@ -121,49 +134,31 @@ class SlabSweep:
 
     def _swept_totals(self, pays: list[DensePay]) -> list[list[Tensor]]:
         """Σf and Σf′ of each term, by a sweep of their own if there is a term."""
-        totals: list[list[Tensor]] = [[0.0, 0.0] for _ in pays]
+        work = BlockTotals(tuple(pay.objective for pay in pays), self.settings.temperature)
+        totals: Counter[str] = Counter()
         for strip in self.strips if pays else ():
-            for _, logits in self.strips.merge(strip).blocks():
-                both = self._log_probs(logits)
-                for total, pay in zip(totals, pays, strict=True):
-                    for i, part_nb in enumerate(pay.objective(*both)):
-                        total[i] += part_nb.sum(-1).double()
-        return [[self.shard.sum(sum_n) for sum_n in total] for total in totals]
+            for logits in self.strips.merge(strip).blocks():
+                for name, part_n in run(work, logits | self.shift, fuse=self.strips.fuses).items():
+                    totals[name] += part_n
+        return [[self.shard.sum(totals[f"{of}_{i}"]) for of in ("value", "slope")] for i in range(len(pays))]
 
-    def _log_probs(self, logits: dict[str, Tensor]) -> tuple[LogProbs, LogProbs | None]:
-        """Both models' log-probabilities of a block."""
-        student, teacher = (LogProbs(self._log_p(logits[who], who)) if who in logits else None for who in WHO)
-        return student, teacher
+    def _shift(self, who: str) -> dict[str, Tensor]:
+        """The model's normaliser in units of logits as two numbers, the second what the first rounds away."""
+        shift_n = self.found[f"{who}_normaliser"].double() * self.settings.temperature
+        high_n = shift_n.to(self.dtype)
+        return {f"{who}_high": high_n, f"{who}_low": (shift_n - high_n).to(self.dtype)}
 
-    def _log_p(self, logits_nb: Tensor, who: str) -> Tensor:
-        high_n1, low_n1 = self.shift[who]
-        less_nb = (logits_nb - high_n1).sub_(low_n1)
-        return less_nb if self.settings.temperature == 1.0 else less_nb.div_(self.settings.temperature)
-
-    def _shift(self, normaliser_n: Tensor) -> tuple[Tensor, Tensor]:
-        """The normaliser in units of logits as two numbers, the second what the first rounds away."""
-        shift_n1 = normaliser_n.double()[:, None] * self.settings.temperature
-        high_n1 = shift_n1.to(self.dtype)
-        return high_n1, (shift_n1 - high_n1).to(self.dtype)
-
-    def _to_gradient_(self, strip: Strip, weights: list[Tensor], pull_n1: Tensor) -> Tensor:
-        """Σ weight · f′ − p_S · pull in the place of the student's logits; returns the strip's Σ p_S."""
-        mass_n = torch.zeros_like(pull_n1[:, 0])
-        for columns, logits in strip.blocks():
-            student, teacher = self._log_probs(logits)
-            mass_n += student.p_nO.sum(-1)
-            grad_nb = student.p_nO * -pull_n1
-            for pay, weight_n1 in zip(self.dense, weights, strict=True):
-                grad_nb.addcmul_(pay.objective(student, teacher)[1], weight_n1)
-            strip.student_vn[columns] = grad_nb.T
-        return mass_n
+    def _to_gradient_(self, strip: Strip, factors: dict[str, Tensor]) -> Tensor | float:
+        """Σ weight · f′ − p_S · pull in the place of the student's logits; returns the strip's Σ p_S if asked."""
+        blocks = (logits | self.shift | factors for logits in strip.blocks())
+        return sum(run(self.gradient, given, fuse=self.strips.fuses).get("mass", 0.0) for given in blocks)
 
     def _add_chosen_(self, strip: Strip, over: float) -> None:
         """The slopes of the chosen tokens that stand in the strip."""
         for pay in self.chosen:
             place_nK, inside_nK = strip.holds(self.settings.outcome_of(pay.token_id_NK))
             slope_nK = torch.where(inside_nK, pay.slope_NK.to(self.dtype) * over, 0)
-            strip.student_vn.scatter_add_(0, place_nK.T, slope_nK.T)
+            strip.student_vn.scatter_add_(0, place_nK.T, slope_nK.T.to(strip.student_vn.dtype))
 
     def _take_stop_(self, strip: Strip) -> Tensor | float:
         """The gradient of the end tokens' outcome, if it stands in the strip; all their columns are left at 0."""

@@ -32,11 +32,11 @@ class Strip:
         """The student's."""
         return self.logits["student"]
 
-    def blocks(self) -> Iterator[tuple[slice, dict[str, Float[Tensor, "n b"]]]]:
-        """(columns within the strip, logits of each model as [n, b]) block by block."""
+    def blocks(self) -> Iterator[dict[str, Float[Tensor, "n b"]]]:
+        """Logits of each model as [n, b], block by block; what is written there stands in the strip."""
         for start in range(0, len(self.student_vn), self.block_columns):
             columns = slice(start, start + self.block_columns)
-            yield columns, {who: logits_vn[columns].T for who, logits_vn in self.logits.items()}
+            yield {who: logits_vn[columns].T for who, logits_vn in self.logits.items()}
 
     def holds(self, id_NK: Tensor) -> tuple[Tensor, Tensor]:
         """(place within the strip, whether it is there) of ids; the place is always valid."""
@@ -66,7 +66,9 @@ class Strips:
         size = {"itemsize": working_dtype(student.hidden_NH.dtype).itemsize, "tile_bytes": settings.tile_bytes}
         self.temperature, self.shard, self.start = settings.temperature, shard, student.head.start
         self.vocabulary, self.columns = student.head.vocabulary, strip_columns(len(student), **size)
-        self.block_columns = max(1, strip_elements(**size) // BLOCKS_A_STRIP // max(1, len(student)))
+        self.fuses = settings.fuses(student.head.weight_VH)
+        blocks = 1 if self.fuses and student.hidden_NH.device.type == "cuda" else BLOCKS_A_STRIP
+        self.block_columns = max(1, strip_elements(**size) // blocks // max(1, len(student)))
         states = {"student": student} | ({} if teacher is None else {"teacher": teacher})
         check(states, settings, shard)
         self.models = {who: Logits(who, its, settings, self.columns, shard, keep) for who, its in states.items()}
@@ -121,20 +123,34 @@ class Logits:
         if who not in memory:
             memory[who] = weight_VH.new_empty(size, dtype=self.product_dtype)
         self._products_vn = memory[who][:size].view(height, len(self.hidden_nH))
+        is_bent = self.head.bias_V is not None or self.head.bends
+        self.is_raw = self.product_dtype != self.dtype and settings.fuses(weight_VH) and not is_bent
+        self._wide_vn = self.hidden_nH.new_empty(0, dtype=self.dtype)
         self.stop_ns = shard.sum(self._stop_logits())
         self.stop_n = settings.temperature * (self.stop_ns / settings.temperature).logsumexp(-1)
+        if self.is_raw:  # it will stand among products of that dtype
+            self.stop_n = self.stop_n.to(self.product_dtype).to(self.dtype)
 
     def strip(self, start: int) -> Float[Tensor, "v n"]:
-        """Logits of the strip that begins there; the caller's to write to, once."""
+        """Logits of the strip that begins there; the caller's to write to, once, until the next is asked for.
+
+        In the working dtype, or products as they are where fused work takes them so.
+        """
         columns = slice(start, min(start + self.columns, self.head.vocabulary))
         product_vn = self._products_vn[columns] if self._keeps else self._products_vn[: columns.stop - start]
         is_new = not self._keeps or columns.stop > self._made
         if is_new:
             multiply(self.head.weight_VH[columns], self.hidden_nH.T, product_vn)
             self._made = columns.stop
-        if self.product_dtype != self.dtype:
-            return self._finish(product_vn.to(self.dtype), columns)
-        return self._finish(product_vn, columns) if is_new else product_vn
+        if self.product_dtype == self.dtype:
+            return self._finish(product_vn, columns) if is_new else product_vn
+        return product_vn if self.is_raw else self._finish(self._widened(product_vn), columns)
+
+    def _widened(self, product_vn: Float[Tensor, "v n"]) -> Float[Tensor, "v n"]:
+        """In the working dtype; in the same memory each time, because fresh pages cost more than what is written."""
+        if not len(self._wide_vn):
+            self._wide_vn = product_vn.new_empty(self._products_vn[: self.columns].shape, dtype=self.dtype)
+        return self._wide_vn[: len(product_vn)].copy_(product_vn)
 
     def _finish(self, logits_vn: Float[Tensor, "v n"], columns: slice) -> Float[Tensor, "v n"]:
         """From products to logits, in place."""

@@ -7,14 +7,17 @@ the first sum in float64 and a second whose largest term is 0.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from opd.head.cost import MOST_PARTS
+from opd.head.kernels import run
 from opd.head.settings import LEAST
 from opd.head.strips import Strip, Strips
+from opd.head.weights import working_dtype
 
 Sums = dict[str, Tensor]
 """By name, [n] each in float64: `student_max`, `student_sum` (Σ e^x of x, the logits less the largest), the teacher's
@@ -29,6 +32,7 @@ def block_sums(asks: frozenset[str], logits: dict[str, Float[Tensor, "n b"]], te
     """The sums of one block over the temperature; `logits` of each model by name."""
     found, less, exp = {}, {}, {}
     for who, logits_nb in logits.items():
+        logits_nb = logits_nb.to(working_dtype(logits_nb.dtype))
         largest_n = logits_nb.amax(-1)
         less[who] = logits_nb - largest_n[:, None]
         exp[who] = (less[who] if temperature == 1.0 else less[who].div_(temperature)).exp()
@@ -44,6 +48,17 @@ def block_sums(asks: frozenset[str], logits: dict[str, Float[Tensor, "n b"]], te
                 sign = 1 if who == "student" else -1
                 found[name] = sign * exp[who].mul_(ratio_nb).sum(-1).double()
     return found
+
+
+@dataclass(frozen=True)
+class BlockSums:
+    """`block_sums` as a work (`kernels.py`)."""
+
+    asks: frozenset[str]
+    temperature: float
+
+    def __call__(self, logits: dict[str, Tensor]) -> Sums:
+        return block_sums(self.asks, logits, self.temperature)
 
 
 def ruled_out_sums(asks: frozenset[str], logits: dict[str, Float[Tensor, "n b"]]) -> Sums:
@@ -63,15 +78,16 @@ class Running:
     """The sums of the blocks seen so far."""
 
     def __init__(self, asks: frozenset[str], temperature: float, strips: Strips) -> None:
-        self.asks, self.temperature, self.shard = asks, temperature, strips.shard
+        self.asks, self.shard, self.fuses = asks, strips.shard, strips.fuses
+        self.work = BlockSums(asks, temperature)
         self.rules_out = any(model.head.bias_V is not None for model in strips.models.values())
         self._parts: list[Sums] = []
 
     def see(self, strip: Strip, *, student_only: bool = False) -> None:
         """Take in a strip."""
-        for _, logits in strip.blocks():
+        for logits in strip.blocks():
             logits = {"student": logits["student"]} if student_only else logits
-            sums = block_sums(self.asks, logits, self.temperature)
+            sums = run(self.work, logits, fuse=self.fuses)
             if self.rules_out and not student_only:
                 sums |= ruled_out_sums(self.asks, logits)
             self._parts.append(sums)

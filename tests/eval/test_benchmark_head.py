@@ -16,7 +16,7 @@ from eval.benchmarks.head.contenders import CONTENDERS, Contender, plain_torch
 from eval.benchmarks.head.error import gradient_errors, gradients, relative_error
 from eval.benchmarks.head.report import bars_table, full
 from eval.benchmarks.head.results import Measured
-from eval.benchmarks.head.rounds import Entry, entries, take_part, timed
+from eval.benchmarks.head.rounds import Call, Entry, entries, take_part, timed
 
 TINY = "24x8x12x300"
 
@@ -112,9 +112,18 @@ def test_a_round_times_each_share_once_and_who_computes_every_row_once():
 def test_rounds_are_interleaved_and_the_first_is_not_counted():
     calls = list(timed(Case(TINY), ["floor", "torch"], [1.0, 0.5], rounds=2))
     plan = entries(["floor", "torch"], [1.0, 0.5])
-    assert [entry for entry, _ in calls] == plan + plan + plan[::-1]
-    assert [parts is None for _, parts in calls] == [True] * len(plan) + [False] * 2 * len(plan)
-    assert all(sum(parts.values()) > 0 for _, parts in calls if parts)
+    assert [call.entry for call in calls] == plan + plan + plan[::-1]
+    assert [call.counts for call in calls] == [False] * len(plan) + [True] * 2 * len(plan)
+    assert all(sum(call.parts.values()) > 0 for call in calls if call.counts)
+
+
+def test_first_calls_are_told_of_those_that_compile():
+    found = Measured(Case(TINY), [0.5])
+    for name, counts in (("ours-fused", False), ("ours-fused", False), ("ours-fused", True), ("ours", False)):
+        found.take(Call(Entry(name, "loss", 0.5), {"all": 3.0}, counts=counts))
+    assert found.first == {"ours-fused": 6.0} and found.record()["first_call_seconds"] == found.first
+    assert [*found.times.values()] == [[{"all": 3.0}]]
+    assert "| 6.0 |" in full([found])
 
 
 @pytest.mark.parametrize(

@@ -104,10 +104,9 @@ def measured(case: Case, names: list[str], asked: argparse.Namespace, tell: Tell
     tell(f"{case}: errors")
     found.errors = gradient_errors(case, [name for name in names if name in CONTENDERS])
     if asked.rounds:
-        for entry, parts in timed(case, names, asked.shares, asked.rounds):
-            tell(f"{case}: {entry.name}")
-            if parts is not None:
-                found.times.setdefault(entry, []).append(parts)
+        for call in timed(case, names, asked.shares, asked.rounds):
+            tell(f"{case}: {call.entry.name}")
+            found.take(call)
     return found
 
 

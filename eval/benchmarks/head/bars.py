@@ -57,7 +57,14 @@ def bars() -> list[Bar]:
 
 def floor_bars() -> Iterator[Bar]:
     """Time against the products that must be done."""
-    sides = (("fp32", "ours", "floor", 1.15), ("bf16", "ours", "floor-fp32", 1.15), ("bf16", "ours-fast", "floor", 1.5))
+    sides = (
+        ("fp32", "ours", "floor", 1.15),
+        ("fp32", "ours-fused", "floor", 1.15),
+        ("bf16", "ours", "floor-fp32", 1.15),
+        ("bf16", "ours-fused", "floor-fp32", 1.15),
+        ("bf16", "ours-fast", "floor", 1.5),
+        ("bf16", "ours-fused-fast", "floor", 1.5),
+    )
     for dtype, name, floor, most in sides:
         for way, seconds in WAYS.items():
             text = f"time, {dtype}, weights {way}: {name} / {floor}"
@@ -91,7 +98,8 @@ def memory_bars() -> Iterator[Bar]:
 
 def error_bars() -> Iterator[Bar]:
     """Error of the bf16 gradient against the truth; the share plays no part."""
-    for name, peer, most in (("ours-fast", "torch", 1.1), ("ours", "trl-compact", 1.0)):
+    against = (("ours-fast", "torch", 1.1), ("ours-fused-fast", "torch", 1.1), ("ours", "trl-compact", 1.0))
+    for name, peer, most in against:
         for part in ("hidden", "head"):
             text = f"gradient error, bf16, {part}: {name} / {peer}"
             yield Bar(text, f"{most}", _flat(most), _error_against(name, peer, part), "bf16")

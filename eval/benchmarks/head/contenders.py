@@ -145,6 +145,8 @@ _TRL = "trl.kernels.chunked_divergence"
 CONTENDERS = {
     "ours": _ours(),
     "ours-fast": replace(_ours(precision="fast"), dtypes=("bf16",)),
+    "ours-fused": replace(_ours(kernels="fused"), compiles=True),
+    "ours-fused-fast": replace(_ours(precision="fast", kernels="fused"), dtypes=("bf16",), compiles=True),
     "trl-compact": Contender(trl_compact, trl_statistics, needs=_TRL),
     "trl-masked": Contender(trl_masked, every_row=True, needs=_TRL),
     "liger-compiled": _liger(compiled=True),

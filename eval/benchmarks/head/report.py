@@ -54,7 +54,9 @@ def full(found: list[Measured]) -> str:
     sections = {f"Seconds, weights {way}: median [range], × floor": time_cell(of) for way, of in WAYS.items()}
     sections |= {MEMORY: memory_cell}
     text = "\n".join(f"## {title}\n\n{grid(found, cell)}" for title, cell in sections.items())
-    return f"{text}\n## Relative error of the gradient: hidden states / head\n\n{grid(found, error_cell, shares=False)}"
+    errors = f"## Relative error of the gradient: hidden states / head\n\n{grid(found, error_cell, shares=False)}"
+    first = f"## Seconds of the first calls, in which they compile\n\n{grid(found, first_cell, shares=False)}"
+    return f"{text}\n{errors}\n{first}"
 
 
 def grid(found: list[Measured], cell: Cell, *, shares: bool = True) -> str:
@@ -100,6 +102,11 @@ def memory_cell(measured: Measured, name: str, share: float) -> str:
 def error_cell(measured: Measured, name: str, share: float) -> str:
     """Both gradients' errors."""
     return " / ".join(f"{error:.1e}" for error in measured.errors.get(name, {}).values()) or "–"
+
+
+def first_cell(measured: Measured, name: str, share: float) -> str:
+    """Of a contender that compiles."""
+    return f"{measured.first[name]:.1f}" if name in measured.first else "–"
 
 
 def bars_table(judged: list[Verdict]) -> str:

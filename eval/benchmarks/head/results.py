@@ -9,20 +9,32 @@ from typing import Any
 from eval.benchmarks.head.cases import Case
 from eval.benchmarks.head.contenders import CONTENDERS
 from eval.benchmarks.head.floor import FLOORS
-from eval.benchmarks.head.rounds import Entry, Parts
+from eval.benchmarks.head.rounds import Call, Entry, Parts
 
 Seconds = list[float]
 
 
 @dataclass
 class Measured:
-    """All about one case. peaks: bytes beyond the inputs; errors: contender → hidden, head."""
+    """All about one case. peaks: bytes beyond the inputs; errors: contender → hidden, head.
+
+    first: seconds of the uncounted calls of a contender that compiles, together.
+    """
 
     case: Case
     shares: list[float]
     times: dict[Entry, list[Parts]] = field(default_factory=dict)
     peaks: dict[Entry, int] = field(default_factory=dict)
     errors: dict[str, dict[str, float]] = field(default_factory=dict)
+    first: dict[str, float] = field(default_factory=dict)
+
+    def take(self, call: Call) -> None:
+        """Keep what was timed."""
+        name, parts = call.entry.name, call.parts
+        if call.counts:
+            self.times.setdefault(call.entry, []).append(parts)
+        elif parts and name in CONTENDERS and CONTENDERS[name].compiles:
+            self.first[name] = self.first.get(name, 0.0) + sum(parts.values())
 
     @property
     def names(self) -> list[str]:
@@ -64,7 +76,8 @@ class Measured:
         measured = [
             vars(entry) | {"seconds": self.times.get(entry), "peak_bytes": self.peaks.get(entry)} for entry in entries
         ]
-        return {"case": vars(self.case), "shares": self.shares, "measured": measured, "errors": self.errors}
+        told = {"case": vars(self.case), "shares": self.shares, "measured": measured, "errors": self.errors}
+        return told | {"first_call_seconds": self.first}
 
 
 def _at(found: dict[Entry, Any], name: str, share: float) -> Any:

@@ -16,6 +16,7 @@ from eval.benchmarks.head.cases import Case, Inputs
 from eval.benchmarks.head.clock import seconds_of
 from eval.benchmarks.head.contenders import CONTENDERS, Contender
 from eval.benchmarks.head.floor import FLOORS, Floor
+from opd.head.kernels import forget
 
 Parts = dict[str, float]
 """Seconds of the parts of one call: the floor's products, or `all`."""
@@ -71,6 +72,7 @@ class Bench:
     def of(cls, case: Case, names: list[str], shares: list[float]) -> Bench:
         """Make the inputs; the floors' forms are chosen when they are first asked."""
         torch.compiler.reset()  # what was compiled for other cases counts against a limit, then all runs eagerly
+        forget()
         inputs = case.inputs()
         floors = {n: Floor.of(inputs, FLOORS[n], frozen=case.frozen) for n in names if n in FLOORS}
         return cls(case, inputs, floors, min(shares))
@@ -100,13 +102,21 @@ def call_of(
     return lambda: contender.loss(inputs, kept_T).backward()
 
 
-def timed(case: Case, names: list[str], shares: list[float], rounds: int) -> Iterator[tuple[Entry, Parts | None]]:
-    """Each call as it ends, the uncounted ones with None."""
+@dataclass(frozen=True)
+class Call:
+    """One that has ended. parts: None where it was left out; counts: whether it belongs to a round."""
+
+    entry: Entry
+    parts: Parts | None
+    counts: bool
+
+
+def timed(case: Case, names: list[str], shares: list[float], rounds: int) -> Iterator[Call]:
+    """Each call as it ends, those before the first round too."""
     bench, plan = Bench.of(case, names, shares), entries(names, shares)
     for entry in plan:
-        if case.device != "cpu" or entry.name in FLOORS or entry.share in (None, bench.smallest):
-            bench.seconds(entry)
-        yield entry, None
+        is_needed = case.device != "cpu" or entry.name in FLOORS or entry.share in (None, bench.smallest)
+        yield Call(entry, bench.seconds(entry) if is_needed else None, counts=False)
     for number in range(rounds):
         for entry in reversed(plan) if number % 2 else plan:
-            yield entry, bench.seconds(entry)
+            yield Call(entry, bench.seconds(entry), counts=True)
