@@ -229,6 +229,8 @@ def check_shared_sequences(recipe: Recipe, spec: ModelSettings, config: Any) -> 
 def _sequence_obstacle(recipe: Recipe, spec: ModelSettings, config: Any) -> str | None:
     """What is in the way, and the way out."""
     size, kernel = recipe.sequence_parallel_size, spec.attention
+    if recipe.teacher.shard == "zero3" or recipe.teacher.offload:
+        return "not yet beside teacher.shard: zero3 or teacher.offload; leave out one of them"
     heads = getattr(config, "num_attention_heads", 0)
     keys = getattr(config, "num_key_value_heads", None) or heads
     if not heads or heads % size:
