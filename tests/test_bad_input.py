@@ -500,7 +500,6 @@ SHARED = {
     ),
     "positions": ({"rope_parameters": STRETCHED}, 2, [], ["rotary positions (dynamic)", "set it to 1"]),
     "a teacher in parts": ({}, 2, ["teacher.shard=zero3"], ["not yet beside teacher.shard: zero3", "leave out"]),
-    "an offloaded teacher": ({}, 2, ["teacher.offload=true"], ["teacher.offload", "leave out"]),
     "processes": ({}, 3, [], ["sequence_parallel_size 3", "the number of processes, 4", "a divisor"]),
 }
 """What keeps ranks from sharing sequences → settings of the student, size, overrides, words."""
