@@ -23,7 +23,16 @@ from opd.errors import DataError, EngineError, ModelError, RecipeError
 from opd.head.statistics import STATISTICS
 from opd.lora import targeted
 from opd.model_spec import ModelSettings
-from opd.models import caps_attention, dropout_rates, empty_model, load_config, load_tokenizer, text_config, token_count
+from opd.models import (
+    caps_attention,
+    carries_state,
+    dropout_rates,
+    empty_model,
+    load_config,
+    load_tokenizer,
+    text_config,
+    token_count,
+)
 from opd.prompts import PromptSet, load_prompts
 from opd.rollout.engine import RolloutEngine
 from opd.rollout.files import read_rollouts, recorded_temperature, step_file
@@ -83,6 +92,7 @@ def check(recipe: Recipe, make_evaluation: MakeEvaluation) -> Checked:
     check_recorded(recipe, min(sizes))
     for config, spec in zip(configs, (student, teacher), strict=True):
         check_attention(spec, config)
+        check_packing(recipe, spec, config)
         check_context(recipe, config, spec.model)
     prompts = load_prompts(recipe.prompts, tokenizer)
     if recipe.rollout.path is None and recipe.prompts_per_step > len(prompts.prompts):
@@ -213,6 +223,15 @@ def check_attention(spec: ModelSettings, config: Any) -> None:
         raise ModelError(
             f"{spec.model!r} caps its attention scores (attn_logit_softcapping), and attention: sdpa would leave that "
             "out; set attention to eager or flash_attention_2 for this model"
+        )
+
+
+def check_packing(recipe: Recipe, spec: ModelSettings, config: Any) -> None:
+    """ModelError if packed rows would hand a linear-attention layer's state on from one rollout to the next."""
+    if recipe.student.attention == "flash_attention_2" and carries_state(config):
+        raise ModelError(
+            f"{spec.model!r} has linear-attention layers, whose state would run on from rollout to rollout in the one "
+            "row that student.attention: flash_attention_2 packs; set student.attention to sdpa"
         )
 
 

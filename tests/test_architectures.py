@@ -21,10 +21,14 @@ from transformers import (
     MixtralConfig,
     PreTrainedModel,
     Qwen2Config,
+    Qwen3_5TextConfig,
     Qwen3Config,
     Qwen3MoeConfig,
+    SmolLM3Config,
 )
 
+from opd.doctor import check_packing
+from opd.errors import ModelError
 from opd.lora import LoraSettings, adapters, attach
 from opd.model_spec import ModelSettings
 from opd.models import as_stored
@@ -47,6 +51,13 @@ SIZE = {
     "eos_token_id": 2,
 }
 WINDOW = {"sliding_window": 4, "query_pre_attn_scalar": 8, "layer_types": ["sliding_attention", "full_attention"]}
+LINEAR = {
+    "layer_types": ["linear_attention", "full_attention"],
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+}
 FAMILIES = {
     "llama": LlamaConfig(**SIZE),
     "smollm": LlamaConfig(**SIZE, tie_word_embeddings=True),
@@ -57,6 +68,8 @@ FAMILIES = {
     "granite": GraniteConfig(**SIZE, logits_scaling=2.0, embedding_multiplier=3.0, residual_multiplier=0.5),
     "cohere": CohereConfig(**SIZE, logit_scale=0.25),
     "qwen3-moe": Qwen3MoeConfig(**SIZE, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24),
+    "qwen3.5": Qwen3_5TextConfig(**SIZE, **LINEAR),
+    "smollm3": SmolLM3Config(**SIZE, no_rope_layers=[1, 0], tie_word_embeddings=True),
     "mixtral": MixtralConfig(**SIZE, num_local_experts=4, num_experts_per_tok=2),
 }
 
@@ -118,3 +131,13 @@ def test_the_gradient_is_the_plain_models_and_the_export_loads(family: str, adap
     loaded, ids = AutoModelForCausalLM.from_pretrained(tmp_path, **kernels(family)), torch.arange(37)[None]
     with torch.no_grad():
         torch.testing.assert_close(loaded(ids).logits, plain(ids).logits, rtol=1e-9, atol=1e-9)
+
+
+def test_a_state_that_runs_from_token_to_token_is_never_packed():
+    recipe = cases.recipe("soft_or_batch")
+    spec = recipe.student.model_copy(update={"attention": "flash_attention_2"})
+    packed = recipe.model_copy(update={"student": spec})
+    for allowed, family in ((recipe, "qwen3.5"), (packed, "qwen3")):
+        check_packing(allowed, spec, FAMILIES[family])
+    with pytest.raises(ModelError, match=r"linear-attention layers.*set student\.attention to sdpa"):
+        check_packing(packed, spec, FAMILIES["qwen3.5"])
