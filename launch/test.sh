@@ -7,4 +7,4 @@ bash launch/setup.sh
 export PATH="$PWD/.venv/bin:$PATH"
 ruff check .
 ruff format --check .
-exec python -m pytest "$@"
+exec python -m pytest -n 2 --dist loadfile "$@"  # a file a worker: models and folders that its tests share are made once

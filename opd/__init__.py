@@ -2,7 +2,7 @@
 
 In reading order:
 
-    cli.py            the `opd` command: train, eval, compare, doctor, schema
+    cli.py            the `opd` command: train, eval, compare, push, doctor, schema
     config.py         Recipe: a whole recipe as typed, validated data
     recipe_text.py    a recipe from YAML and overrides, one-line complaints, the lines of `opd schema`
     figures.py        figures that a recipe carries: the paper's, others', and ours
@@ -19,7 +19,7 @@ In reading order:
     grading/          the grader's parts: which answer is final, and whether two are the same
     advantages.py     how much a rollout stands out among those of its prompt
     selection/        which tokens train, and which rollouts: one rule, one small file
-    packing.py        rollouts → micro-batches of a token budget; arithmetic on lengths
+    packing.py        rollouts → micro-batches of a token budget, and their pieces; arithmetic on lengths
     teacher/          a frozen model beside the student, and what must hold before step 1
     student.py        one module whose forward runs backbone and head; weights and export
     reading.py        how a model is read: backbone, states at trained positions, its head as mathematics
@@ -29,10 +29,12 @@ In reading order:
     head/             the selective lm_head, strip by strip of the vocabulary: statistics, loss, cost
     objectives/       what a retained token pays: one objective, one small file
     schedules.py      values that change with progress, resolved before a step
-    distributed.py    data ranks and DeepSpeed: start, gather, backward, update
+    distributed.py    ranks and DeepSpeed: start, gather, backward, update
     vocab_ranks.py    ranks that share heads by vocabulary: collectives, and the exchange of rows
+    ulysses.py        ranks that share sequences: attention over pieces that others hold
     checkpoint.py     atomic checkpoints
     run.py            the run folder and what it refuses to overwrite
+    hub.py            a finished run's model on the Hugging Face hub, never over another
     metrics.py        what a step says about itself, and the clock
     report/           progress line, final table, plot, model card, stored rollouts, experiment trackers
     doctor.py         everything that can be found wrong before a model loads

@@ -106,7 +106,8 @@ class Batch:
         row_C           [20, 21, 22, 6]     the token's row in the step's TokenTable
 
     With one packed row (S = 1) `position_SW` restarts at each rollout, and attention never crosses that border.
-    An empty micro-batch has one dummy token and C = 0, so that its collectives still run.
+    An empty micro-batch has one dummy token and C = 0, so that its collectives still run. pieces: it is one of so many
+    pieces of a micro-batch, which ranks hold that share its sequences (`packing.piece_of`).
     """
 
     rollouts: list[int]
@@ -116,11 +117,12 @@ class Batch:
     token_id_C: Int[Tensor, " C"]
     rollout_C: Int[Tensor, " C"]
     row_C: Int[Tensor, " C"]
+    pieces: int = 1
 
     def to(self, device: torch.device) -> Batch:
         """The same batch with its tensors on `device`."""
-        moved = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "rollouts"}
-        return replace(self, **moved)
+        columns = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: c.to(device) for name, c in columns.items() if isinstance(c, Tensor)})
 
     def rows(self, index_c: Tensor) -> Batch:
         """The batch cut to those of its trained tokens; the rows that the model reads stay whole."""

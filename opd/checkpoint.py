@@ -39,7 +39,7 @@ def load(folder: Path, trainer: Trainer) -> int:
     state = json.loads((newest / "state.json").read_text())
     for name, now in {"ranks": trainer.ranks.count, "zero": trainer.zero_stage}.items():
         if state[name] != now:
-            words = {"ranks": "data ranks", "zero": "ZeRO stage"}[name]
+            words = {"ranks": "ranks", "zero": "ZeRO stage"}[name]
             raise RunError(
                 f"{newest} was written with {words} {state[name]}, and this run has {now}; resume with {state[name]}"
             )

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import typer
 
 from opd.errors import OpdError
+from opd.hub import Part
 from opd.model_spec import Precision
 from opd.rollout.settings import EngineName
 
@@ -87,8 +88,31 @@ def doctor(
     for line in measure_stops(checked) if models else [checked.stop.words(checked.tokenizer)]:
         typer.echo(line)
     typer.echo(checked.teacher_head.words)
+    if checked.warning:
+        typer.echo(checked.warning)
     typer.echo(f"{len(prompts.prompts)} prompts ({prompts.too_long} too long, {prompts.duplicates} duplicates dropped)")
     typer.echo(f"rollouts by {engine_type(checked.recipe.rollout)}; all is well")
+
+
+@app.command()
+def push(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    repo: Annotated[str, typer.Argument(help="user/name on the hub; new, or without a file.")],
+    part: Annotated[Part, typer.Option(help="merged: of student.lora.merge; best: of evaluate.every.")] = "model",
+    public: Annotated[bool, typer.Option("--public", help="Of a new repository. Default: private.")] = False,
+) -> None:
+    """Upload a finished run's model with its card to the Hugging Face hub; never over anything that is there."""
+    from pydantic import ValidationError
+
+    from opd.errors import HubError
+    from opd.hub import HubSettings
+    from opd.hub import push as upload
+
+    try:
+        hub = HubSettings(repo=repo, private=not public, part=part)
+    except ValidationError:
+        raise HubError(f"{repo!r} is no repository of the hub; write user/name") from None
+    typer.echo(upload(run, hub))
 
 
 @app.command(name="eval")

@@ -20,6 +20,7 @@ from pydantic import (
 
 from opd.figures import MeasuredFigures, ReportedFigures
 from opd.head.settings import HeadKernels, HeadPrecision
+from opd.hub import HubSettings
 from opd.lora import LoraSettings
 from opd.model_spec import ModelSettings, Precision
 from opd.objectives import OBJECTIVES
@@ -39,8 +40,8 @@ def union_of(registry: dict[str, type[Record]]) -> Any:
 class StudentSettings(ModelSettings):
     """The model that learns."""
 
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
+    gradient_checkpointing: Literal[False, True, "offload"] = False
+    """Recompute activations in the backward pass: less memory, a third more time; offload: block inputs on the host."""
     lora: LoraSettings | None = None
     """Null trains every weight."""
 
@@ -198,7 +199,9 @@ class Recipe(Record):
     prompts_per_step: PositiveInt = 8
     """Prompts of one optimizer step, over all ranks; times `rollout.samples_per_prompt` rollouts."""
     token_budget: PositiveInt = 16384
-    """Tokens of a micro-batch, prompts and padding included: memory and speed, never the result."""
+    """Tokens of a micro-batch, prompts and padding included, of all pieces: memory and speed, never the result."""
+    sequence_parallel_size: PositiveInt = 1
+    """So many ranks share every sequence, a piece each, in student and teacher (Ulysses): memory, never the result."""
     tile_mib: PositiveInt = 150
     """Working memory of the loss head in MiB: speed, never the result."""
     head_precision: HeadPrecision = "exact"
@@ -215,6 +218,8 @@ class Recipe(Record):
     """Null evaluates nothing."""
     metrics: MetricSettings = MetricSettings()
     checkpoints: CheckpointSettings = CheckpointSettings()
+    hub: HubSettings | None = None
+    """Null uploads nothing."""
     published: ReportedFigures | None = None
     """The paper's figures for this recipe, with protocol and source."""
     reproduced_elsewhere: ReportedFigures | None = None
@@ -248,6 +253,15 @@ class Recipe(Record):
     def _name_is_a_folder(self) -> Recipe:
         if self.name is not None and (self.name in ("", ".", "..") or "/" in self.name or "\\" in self.name):
             raise ValueError(f"name {self.name!r} is not the name of a folder; give one word without slashes")
+        return self
+
+    @model_validator(mode="after")
+    def _uploads_what_there_will_be(self) -> Recipe:
+        part = self.hub.part if self.hub else "model"
+        if part == "merged" and not (self.student.lora and self.student.lora.merge):
+            raise ValueError("hub.part 'merged' needs student.lora.merge: true")
+        if part == "best" and not (self.evaluate and self.evaluate.every):
+            raise ValueError("hub.part 'best' needs evaluate.every")
         return self
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""Data ranks, and the student under DeepSpeed: the only file that names accelerate's and DeepSpeed's process groups.
+"""Ranks, and the student under DeepSpeed: the only file that names accelerate's and DeepSpeed's process groups.
 
 `Ranks` counts and gathers; `Trainer` holds the sharded student and is the one place where a gradient becomes a step.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +20,35 @@ from torch import Tensor, nn
 
 
 class Ranks:
-    """The data ranks of a run; alone, every collective is the identity."""
+    """The ranks of a run; alone, every collective is the identity.
 
-    def __init__(self, device: torch.device | str = "cpu") -> None:
+    ranks     0  1  2  3        sequence_parallel_size 2
+    data      0  0  1  1        neighbours are one data rank: the same micro-batches
+    piece     0  1  0  1        of whose sequences each holds one piece of `pieces`
+    """
+
+    def __init__(self, device: torch.device | str = "cpu", sequence_parallel_size: int = 1) -> None:
         self.initialized = dist.is_available() and dist.is_initialized()
         self.index = dist.get_rank() if self.initialized else 0
         self.count = dist.get_world_size() if self.initialized else 1
         self.device = torch.device(device)
+        self.pieces = sequence_parallel_size if self.initialized else 1
+        self.sequence_group = dist.new_subgroups(self.pieces)[0] if self.pieces > 1 else None
+
+    @property
+    def piece(self) -> int:
+        """Which piece of its sequences this rank holds."""
+        return self.index % self.pieces
+
+    @property
+    def data_index(self) -> int:
+        """The data rank that this rank is part of."""
+        return self.index // self.pieces
+
+    @property
+    def data_count(self) -> int:
+        """R, the number of data ranks."""
+        return self.count // self.pieces
 
     @property
     def is_main(self) -> bool:
@@ -37,8 +59,15 @@ class Ranks:
         """The element-wise sum over all ranks, on the CPU and the same on each."""
         if self.count == 1:
             return tensor.cpu()
+        return self._sum(tensor, None)
+
+    def sum_pieces(self, tensor: Tensor) -> Tensor:
+        """The element-wise sum over the ranks that share sequences with this one, on the CPU and the same on each."""
+        return tensor.cpu() if self.pieces == 1 else self._sum(tensor, self.sequence_group)
+
+    def _sum(self, tensor: Tensor, group: Any) -> Tensor:
         total = tensor.to(self.device, copy=True)
-        dist.all_reduce(total)
+        dist.all_reduce(total, group=group)
         return total.cpu()
 
     def agree(self, flag: bool) -> bool:
@@ -93,7 +122,8 @@ class Trainer:
     def backward(self, loss: Tensor, *, last: bool) -> None:
         """Add a micro-batch's gradient; every rank calls it as often, `last` on the step's final one.
 
-        DeepSpeed averages over ranks, and the loss is already divided by global counts, so it is multiplied by R.
+        DeepSpeed averages over all ranks, those that share sequences too, and each one's loss is of its own tokens and
+        already divided by global counts: their sum is the step's, so it is multiplied by the number of ranks.
         """
         self._watch(loss.detach())
         self.engine.set_gradient_accumulation_boundary(is_boundary=last)
@@ -166,14 +196,23 @@ def gathered(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
         yield
 
 
-def leave(ranks: Ranks) -> None:
+def whole_shape(parameter: nn.Parameter) -> torch.Size:
+    """The shape of a parameter, of which a rank may hold a part."""
+    return getattr(parameter, "ds_shape", parameter.shape)
+
+
+def leave(ranks: Ranks, last: Callable[[], None] | None = None) -> None:
     """End a finished process; with several ranks at once, after all have come here and all is written.
 
+    last: what rank 0 does then, for as long as it takes: no rank waits for it in a collective.
     About one in forty two-rank launches aborted in the libraries' own teardown ("terminate called without an active
     exception") after every step was right; leaving without that teardown is the cure.
     """
     if ranks.count > 1:
         ranks.barrier()
+    if last is not None and ranks.is_main:
+        last()
+    if ranks.count > 1:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
@@ -187,8 +226,13 @@ def is_main_process() -> bool:
 
 
 def world_size() -> int:
-    """Data ranks according to the launcher, before any process group exists."""
+    """Ranks according to the launcher, before any process group exists."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def local_world_size() -> int:
+    """Data ranks of this machine according to the launcher."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
 
 
 def start(precision: str, *, max_grad_norm: float, trackers: list[str], folder: Path | None = None) -> Any:
@@ -198,7 +242,7 @@ def start(precision: str, *, max_grad_norm: float, trackers: list[str], folder: 
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}.items():
         os.environ.setdefault(name, value)
-    os.environ.setdefault("MASTER_PORT", str(_free_port()))
+    os.environ.setdefault("MASTER_PORT", str(free_port()))
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
     import logging
 
@@ -230,7 +274,8 @@ def start(precision: str, *, max_grad_norm: float, trackers: list[str], folder: 
     return accelerator
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine on which nobody listens now."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return s.getsockname()[1]

@@ -18,12 +18,23 @@ from transformers import PreTrainedTokenizerBase
 from opd import schedules
 from opd.batch import Prompt, Rollout
 from opd.config import EvaluateSettings, PromptSettings, Recipe
-from opd.distributed import world_size
+from opd.distributed import is_main_process, local_world_size, world_size
 from opd.errors import DataError, EngineError, ModelError, RecipeError
 from opd.head.statistics import STATISTICS
-from opd.lora import targeted
+from opd.hub import check_access
+from opd.lora import rate_warning, targeted
 from opd.model_spec import ModelSettings
-from opd.models import caps_attention, dropout_rates, empty_model, load_config, load_tokenizer, text_config, token_count
+from opd.models import (
+    biases_attention,
+    caps_attention,
+    carries_state,
+    dropout_rates,
+    empty_model,
+    load_config,
+    load_tokenizer,
+    text_config,
+    token_count,
+)
 from opd.prompts import PromptSet, load_prompts
 from opd.rollout.engine import RolloutEngine
 from opd.rollout.files import read_rollouts, recorded_temperature, step_file
@@ -60,6 +71,7 @@ class Checked:
     evaluation: Evaluation | None
     teacher_evaluation: Evaluation | None
     teacher_head: Placement
+    warning: str | None = None
 
 
 def check(recipe: Recipe, make_evaluation: MakeEvaluation) -> Checked:
@@ -67,6 +79,7 @@ def check(recipe: Recipe, make_evaluation: MakeEvaluation) -> Checked:
     check_machine(recipe)
     check_needs(recipe)
     check_ranks(recipe)
+    check_teacher_weights(recipe)
     student, teacher = recipe.student, recipe.teacher
     tokenizer = load_tokenizer(student.model, student.revision)
     teacher_tokenizer = load_tokenizer(teacher.model, teacher.revision)
@@ -82,6 +95,10 @@ def check(recipe: Recipe, make_evaluation: MakeEvaluation) -> Checked:
     check_recorded(recipe, min(sizes))
     for config, spec in zip(configs, (student, teacher), strict=True):
         check_attention(spec, config)
+        check_packing(recipe, spec, config)
+        check_parts(recipe, config, spec.model)
+        check_sleep(recipe, config, spec.model)
+        check_shared_sequences(recipe, spec, config)
         check_context(recipe, config, spec.model)
     prompts = load_prompts(recipe.prompts, tokenizer)
     if recipe.rollout.path is None and recipe.prompts_per_step > len(prompts.prompts):
@@ -97,7 +114,10 @@ def check(recipe: Recipe, make_evaluation: MakeEvaluation) -> Checked:
     for evaluation, config, model in zip(evaluations, configs, (student.model, teacher.model), strict=True):
         check_evaluation(recipe, evaluation, config, model)
     stop = stops_of(recipe, tokenizer, teacher_tokenizer)
-    return Checked(recipe, tokenizer, teacher_tokenizer, prompts, stop, *evaluations, teacher_head)
+    if recipe.hub is not None and is_main_process():
+        check_access(recipe.hub)
+    warning = rate_warning(recipe.optimizer.lr, text_config(configs[0]).hidden_size, adapted=student.lora is not None)
+    return Checked(recipe, tokenizer, teacher_tokenizer, prompts, stop, *evaluations, teacher_head, warning)
 
 
 def check_needs(recipe: Recipe) -> None:
@@ -186,11 +206,108 @@ def check_evaluation(recipe: Recipe, evaluation: Evaluation | None, config: Any,
 
 
 def check_ranks(recipe: Recipe) -> None:
-    """RecipeError if some data rank would have no prompt."""
-    if world_size() > recipe.prompts_per_step:
+    """RecipeError if ranks can't share sequences as asked, or some data rank would have no prompt."""
+    ranks, pieces = world_size(), recipe.sequence_parallel_size
+    if ranks % pieces:
         raise RecipeError(
-            f"{world_size()} data ranks share prompts_per_step {recipe.prompts_per_step}: a rank would be idle; "
-            f"raise prompts_per_step to {world_size()} or more, or launch fewer processes"
+            f"sequence_parallel_size {pieces} does not divide the number of processes, {ranks}; launch a multiple of "
+            f"it (accelerate launch --num_processes {pieces}), or set sequence_parallel_size to a divisor"
+        )
+    if ranks // pieces > recipe.prompts_per_step:
+        raise RecipeError(
+            f"{ranks // pieces} data ranks share prompts_per_step {recipe.prompts_per_step}: a rank would be idle; "
+            f"raise prompts_per_step to {ranks // pieces} or more, or launch fewer processes"
+        )
+
+
+def check_shared_sequences(recipe: Recipe, spec: ModelSettings, config: Any) -> None:
+    """RecipeError if the model can't be read by ranks that share its sequences."""
+    if recipe.sequence_parallel_size > 1 and (obstacle := _sequence_obstacle(recipe, spec, text_config(config))):
+        raise RecipeError(f"sequence_parallel_size {recipe.sequence_parallel_size} and {spec.model!r}: {obstacle}")
+
+
+def _sequence_obstacle(recipe: Recipe, spec: ModelSettings, config: Any) -> str | None:
+    """What is in the way, and the way out."""
+    size, kernel = recipe.sequence_parallel_size, spec.attention
+    if recipe.teacher.shard == "zero3" or recipe.teacher.offload:
+        return "not yet beside teacher.shard: zero3 or teacher.offload; leave out one of them"
+    heads = getattr(config, "num_attention_heads", 0)
+    keys = getattr(config, "num_key_value_heads", None) or heads
+    if not heads or heads % size:
+        return f"{heads} attention heads can't be shared equally; take a divisor of {heads}"
+    if keys % size and size % keys:
+        return f"{keys} key-value heads are neither a multiple nor a divisor of it; take one that divides {keys}"
+    if kernel == "eager":
+        return "attention: eager needs a mask of the whole sequence; set attention to sdpa or flash_attention_2"
+    if kernel == "sdpa" and recipe.student.attention == "flash_attention_2":
+        return "the student packs rollouts in a row, and sdpa has no mask that parts them; give both one kernel"
+    if other := sorted(set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}):
+        return f"its layers of type {', '.join(other)} go along the sequence beside attention; set it to 1"
+    if kernel == "sdpa" and (window := _window(config)) and window < recipe.token_budget:
+        return (
+            f"sdpa has no mask for its window of {window} tokens; set attention: flash_attention_2, "
+            f"or token_budget to {window} or less"
+        )
+    if stretched := sorted(_rope_types(config) & {"dynamic", "longrope"}):
+        return f"its rotary positions ({stretched[0]}) change with the length that a rank sees; set it to 1"
+    return None
+
+
+def _window(config: Any) -> int | None:
+    """The sliding window of some layer, if there is one."""
+    types = getattr(config, "layer_types", None)
+    slides = types is None or "sliding_attention" in types
+    return getattr(config, "sliding_window", None) if slides else None
+
+
+def _rope_types(config: Any) -> set[str]:
+    """Kinds of rotary positions, of one set of parameters or of one for each type of layer."""
+    given = getattr(config, "rope_parameters", None) or {}
+    each = [given, *(part for part in given.values() if isinstance(part, dict))]
+    return {part["rope_type"] for part in each if "rope_type" in part}
+
+
+def check_teacher_weights(recipe: Recipe) -> None:
+    """RecipeError where the teacher's weights can't be shared, or would be in main memory anyway."""
+    if recipe.teacher.shard == "zero3" and world_size() == 1:
+        raise RecipeError(
+            "'teacher.shard: zero3' can't be had: there is one rank; launch more processes, or set teacher.shard=none"
+        )
+    if recipe.teacher.offload and not torch.cuda.is_available():
+        raise RecipeError(
+            "'teacher.offload: true' has no effect without a GPU: all weights are in main memory anyway; remove it"
+        )
+
+
+def check_parts(recipe: Recipe, config: Any, model: str) -> None:
+    """RecipeError if this machine's ranks, or the model's heads, can't be cut into rollout.tensor_parallel parts.
+
+    Heads of keys and values: either as many in each part, or each by as many parts (vLLM repeats them).
+    """
+    parts, read = recipe.rollout.tensor_parallel, text_config(config)
+    if parts == 1:
+        return
+    if local_world_size() % parts:
+        raise RecipeError(
+            f"rollout.tensor_parallel {parts} does not divide the {local_world_size()} ranks of this machine; "
+            "launch a multiple of it, or set it to 1"
+        )
+    heads = read.num_attention_heads
+    shared = getattr(read, "num_key_value_heads", None) or heads
+    inner = getattr(read, "intermediate_size", None) or parts
+    if heads % parts or max(shared, parts) % min(shared, parts) or inner % parts:
+        raise RecipeError(
+            f"rollout.tensor_parallel {parts} does not cut {model!r} evenly: {heads} heads of attention, {shared} of "
+            f"keys and values, {inner} columns between the MLP's layers; take a divisor of these"
+        )
+
+
+def check_sleep(recipe: Recipe, config: Any, model: str) -> None:
+    """EngineError for a model that would lose more than its parameters and buffers in a sleep of level 2."""
+    if recipe.rollout.sleep_level == 2 and biases_attention(config):
+        raise EngineError(
+            f"{model!r} biases attention by distance (ALiBi) with a table that vLLM loses at rollout.sleep_level 2; "
+            "set rollout.sleep_level=1"
         )
 
 
@@ -200,6 +317,15 @@ def check_attention(spec: ModelSettings, config: Any) -> None:
         raise ModelError(
             f"{spec.model!r} caps its attention scores (attn_logit_softcapping), and attention: sdpa would leave that "
             "out; set attention to eager or flash_attention_2 for this model"
+        )
+
+
+def check_packing(recipe: Recipe, spec: ModelSettings, config: Any) -> None:
+    """ModelError if packed rows would hand a linear-attention layer's state on from one rollout to the next."""
+    if recipe.student.attention == "flash_attention_2" and carries_state(config):
+        raise ModelError(
+            f"{spec.model!r} has linear-attention layers, whose state would run on from rollout to rollout in the one "
+            "row that student.attention: flash_attention_2 packs; set student.attention to sdpa"
         )
 
 
@@ -238,9 +364,18 @@ def check_machine(recipe: Recipe) -> None:
     for package, wanted in wanted_packages(recipe).items():
         if not importlib.util.find_spec(package):
             raise EngineError(f"{wanted}, and {package} is not installed; pip install {package}, or change the recipe")
+    if recipe.student.gradient_checkpointing == "offload" and not torch.cuda.is_available():
+        raise EngineError(
+            "student.gradient_checkpointing is offload, which moves block inputs from a GPU to the host, and there is "
+            "no GPU; set it to true"
+        )
     if engine_type(recipe.rollout) == "transformers" and (given := recipe.rollout.for_vllm):
         raise EngineError(
             f"rollout.{', rollout.'.join(given)} belong to vllm and have no effect with transformers; remove them"
+        )
+    if not torch.cuda.is_available() and (given := recipe.rollout.for_gpu):
+        raise EngineError(
+            f"rollout.{', rollout.'.join(given)} belong to vllm on a GPU, and this machine has none; remove them"
         )
     if engine_type(recipe.rollout) == "vllm" and not importlib.util.find_spec("vllm"):
         raise EngineError(

@@ -31,6 +31,16 @@ class RunError(OpdError):
     """The run folder forbids what was asked: it exists, or holds nothing to resume."""
 
 
+class HubError(OpdError):
+    """The Hugging Face hub can't take what is to be uploaded."""
+
+
+class UploadError(OpdError):
+    """An upload broke off; what it would have sent lies where it was."""
+
+    exit_code = 1
+
+
 class TrainingError(OpdError):
     """Training can't go on: non-finite values in several steps running."""
 

@@ -25,6 +25,8 @@ ADAPTER = "default"
 """peft's name for the only adapter that a layer has."""
 ALL_LINEAR, HEAD = "all-linear", "lm_head"
 """Targets with a meaning of their own: every linear layer below the head; the head, whatever the model calls it."""
+FULL_RATE, EXPONENTS, TIMES = 5e-5, (0.0775, 0.781), 10
+"""Fits of the best learning rate (`usual_rates`): at width 2,000, over width for Qwen and Llama, of adapters."""
 
 
 class LoraSettings(Record):
@@ -54,6 +56,38 @@ class LoraSettings(Record):
     def adapts_head(self) -> bool:
         """Whether the head has an adapter."""
         return HEAD in self.targets
+
+
+def usual_rates(hidden: int) -> tuple[float, float]:
+    """The learning rates that full training takes at width H, least and most: 5e-5 · (2000 / H)^p; adapters ten times.
+
+    p = 0.0775 for Qwen and 0.781 for Llama, fitted to supervised training ("LoRA Without Regret", Schulman et al.,
+    Thinking Machines, 2025; the multiplier held for reinforcement learning too).
+
+    >>> [f"{rate:.1e}" for rate in usual_rates(4096)]
+    ['2.9e-05', '4.7e-05']
+    """
+    rates = [FULL_RATE * (2000 / hidden) ** exponent for exponent in EXPONENTS]
+    return min(rates), max(rates)
+
+
+def rate_warning(lr: float, hidden: int, *, adapted: bool) -> str | None:
+    """A line for adapters with a rate below full training's, or full training with one nearer adapters' than its own.
+
+    Nearer: above √10 times its own.
+    """
+    least, most = usual_rates(hidden)
+    if adapted and lr < least:
+        return (
+            f"warning: optimizer.lr {lr:g} is low for adapters: at this width full training takes {least:.0e} to "
+            f"{most:.0e}, and adapters about {TIMES} times that (LoRA Without Regret, 2025)"
+        )
+    if not adapted and lr > TIMES**0.5 * most:
+        return (
+            f"warning: optimizer.lr {lr:g} is adapters' rather than full training's, which at this width takes "
+            f"{least:.0e} to {most:.0e} (LoRA Without Regret, 2025), and on-policy distillation less"
+        )
+    return None
 
 
 @dataclass(frozen=True)

@@ -96,6 +96,18 @@ def caps_attention(config: Any) -> bool:
     return getattr(text_config(config), "attn_logit_softcapping", None) is not None
 
 
+def carries_state(config: Any) -> bool:
+    """Whether some layers hand a state on from token to token (Qwen3.5's linear attention), past a packed border."""
+    return "linear_attention" in (getattr(text_config(config), "layer_types", None) or ())
+
+
+def biases_attention(config: Any) -> bool:
+    """Whether attention is biased by distance (ALiBi): BLOOM always, Falcon and MPT where their settings say so."""
+    text = text_config(config)
+    settings = text, getattr(text, "attn_config", None)
+    return text.model_type == "bloom" or any(getattr(each, "alibi", False) for each in settings)
+
+
 def dropout_rates(config: Any) -> dict[str, float]:
     """Settings of the configuration that name a dropout rate above 0."""
     values = text_config(config).to_dict()

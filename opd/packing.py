@@ -1,10 +1,11 @@
-"""Rollouts → micro-batches of a token budget, balanced over data ranks: pure arithmetic on lengths.
+"""Rollouts → micro-batches of a token budget, balanced over data ranks, and their pieces: arithmetic on lengths.
 
 Every rank computes the same plan from the same lengths, gets the same number of micro-batches, and takes its own.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -83,6 +84,33 @@ def lay_out(rollouts: list[Rollout], indices: list[int], *, layout: Layout) -> B
         token_id_C=_long([t for i in indices for t in rollouts[i].completion]),
         rollout_C=_long([i for i in indices for _ in range(rollouts[i].length)]),
         row_C=torch.cat([torch.arange(rollouts[i].length) + first_row[i] for i in indices]),
+    )
+
+
+def piece_of(batch: Batch, index: int, pieces: int) -> Batch:
+    """Piece `index` of `pieces` of a micro-batch: so much of each row, and the trained tokens that it predicts.
+
+        input_ids_SW    [[1, 15, 9, 4, 6], [1, 7, 2, 0, 0]]     widened to 6; its piece 1 of 2: [[4, 6, 0], [0, 0, 0]]
+        source_C        [2, 3, 6]                               there [0], of the second token
+
+    Pieces are equally wide. What a row is widened by goes on with its positions, so that it ends no packed rollout.
+    """
+    if pieces == 1:
+        return batch
+    width = batch.input_ids_SW.shape[1]
+    more = torch.arange(1, 1 + -width % pieces, device=batch.position_SW.device)
+    ids_SW = torch.nn.functional.pad(batch.input_ids_SW, (0, len(more)))
+    position_SW = torch.cat([batch.position_SW, batch.position_SW[:, -1:] + more], 1)
+    size = ids_SW.shape[1] // pieces
+    row_C, column_C = batch.source_C // width, batch.source_C % width - index * size
+    own_c = ((column_C >= 0) & (column_C < size)).nonzero().squeeze(-1)
+    place = slice(index * size, (index + 1) * size)
+    return replace(
+        batch.rows(own_c),
+        input_ids_SW=ids_SW[:, place].contiguous(),
+        position_SW=position_SW[:, place].contiguous(),
+        source_C=(row_C * size + column_C)[own_c],
+        pieces=pieces,
     )
 
 

@@ -25,8 +25,10 @@ from opd.rollout.start import start_engine
 from opd.run import RunFolder
 from opd.step import Grade, Run
 from opd.student import Student
-from opd.teacher.check import check_reading
+from opd.teacher.check import check_reading, share_checked
 from opd.teacher.local import LocalTeacher
+from opd.teacher.offloaded import OffloadedTeacher
+from opd.teacher.sharded import ShardedTeacher, load_sharded, whole_head
 from opd.vocab_ranks import RankShard
 
 
@@ -60,10 +62,7 @@ def load_models(checked: Checked, ranks: Ranks, *, samples: bool) -> Models:
     """Engine (where something is sampled), teacher and student, each read as its own forward says."""
     recipe = checked.recipe
     engine = engine_for(checked, ranks, recipe.student, checked.stop.ends_rollouts) if samples else None
-    is_cut = checked.teacher_head.ranks > 1 and ranks.count > 1
-    shard = RankShard.of_rank(checked.teacher_head.vocabulary) if is_cut else None
-    teacher = LocalTeacher(load_frozen(checked, ranks, recipe.teacher), shard)
-    return Models(engine, teacher, load_student(checked, ranks))
+    return Models(engine, load_teacher(checked, ranks), load_student(checked, ranks))
 
 
 def engine_for(checked: Checked, ranks: Ranks, spec: ModelSettings, stop: list[int]) -> RolloutEngine:
@@ -84,6 +83,20 @@ def engine_for(checked: Checked, ranks: Ranks, spec: ModelSettings, stop: list[i
     )
 
 
+def load_teacher(checked: Checked, ranks: Ranks) -> LocalTeacher:
+    """The teacher with its weights where the recipe says: all on this rank or in parts over all, here or in waiting."""
+    spec, dtype = checked.recipe.teacher, DTYPES[checked.recipe.precision]
+    is_cut = checked.teacher_head.ranks > 1 and ranks.count > 1
+    shard = RankShard.of_rank(checked.teacher_head.vocabulary) if is_cut else None
+    if spec.shard == "zero3" and ranks.count > 1:
+        model, engine = load_sharded(spec, dtype, offload=spec.offload)
+        with whole_head(model):
+            check_reading(model, checked.prompts.prompts[:4], layout_of(checked.recipe), spec.model)
+        return ShardedTeacher(model, engine, shard, offload=spec.offload)
+    model = load_frozen(checked, ranks, spec)
+    return OffloadedTeacher(model, ranks.device, shard) if spec.offload else LocalTeacher(model, shard)
+
+
 def load_frozen(checked: Checked, ranks: Ranks, spec: ModelSettings) -> PreTrainedModel:
     """A model that only scores: the teacher, or the student at start."""
     return load_read(checked, ranks, spec).eval().requires_grad_(False)
@@ -100,8 +113,8 @@ def load_student(checked: Checked, ranks: Ranks) -> Student:
     model = load_read(checked, ranks, recipe.student)
     if recipe.student.lora is not None:
         attach(model, recipe.student.lora, recipe.student, seed=recipe.seed)
-    if recipe.student.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if kind := recipe.student.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False}, offload=kind == "offload")
     student = Student(model, tokens=token_count(checked.tokenizer), layer_share=recipe.layer_share)
     return student.to(ranks.device)
 
@@ -113,6 +126,18 @@ def load_read(checked: Checked, ranks: Ranks, spec: ModelSettings) -> PreTrained
     model = model.to(ranks.device)
     check_reading(model, checked.prompts.prompts[:4], layout_of(recipe), spec.model)
     return model
+
+
+def share_sequences(checked: Checked, models: Models, reference: LocalTeacher | None, ranks: Ranks) -> None:
+    """From here on ranks that share sequences read them so; ModelError where a model then reads something else."""
+    if ranks.pieces == 1:
+        return
+    recipe = checked.recipe
+    shared = [(recipe.student, models.student.model), (recipe.teacher, models.teacher.model)]
+    if reference is not None:
+        shared.append((recipe.student, reference.model))
+    for spec, model in shared:
+        share_checked(model, checked.prompts.prompts[:4], layout_of(recipe), ranks, spec.model)
 
 
 def optimizer_for(student: Student, recipe: Recipe) -> torch.optim.Optimizer:

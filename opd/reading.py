@@ -13,6 +13,7 @@ from opd.errors import ModelError
 from opd.head.weights import HeadWeights
 from opd.lora import is_adapted_linear, is_linear
 from opd.models import text_config
+from opd.ulysses import pieces_read
 
 
 def backbone(model: PreTrainedModel) -> nn.Module:
@@ -45,8 +46,11 @@ def trained_states(
 ) -> tuple[Float[Tensor, "C H"], Float[Tensor, "C H"] | None]:
     """Last hidden states at the positions that predict the batch's trained tokens, and a middle layer's or None.
 
-    layer_share: depth of the middle layer, whose states pass the final norm as the last ones do.
+    layer_share: depth of the middle layer, whose states pass the final norm as the last ones do. Raises ValueError for
+    a piece where the model reads whole sequences, and for a whole one where it reads pieces.
     """
+    if batch.pieces != (reads := pieces_read(backbone)):
+        raise ValueError(f"a batch that is one of {batch.pieces} pieces, and a model that reads one of {reads}")
     wants_layers = layer_share is not None
     out = backbone(
         input_ids=batch.input_ids_SW,

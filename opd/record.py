@@ -21,7 +21,8 @@ class Record(BaseModel):
     def _true_is_no_number(cls, data: Any) -> Any:
         for name, value in data.items() if isinstance(data, dict) else ():
             field = cls.model_fields.get(name)
-            if field and isinstance(value, bool) and bool not in (field.annotation, *get_args(field.annotation)):
+            kinds = (field.annotation, *get_args(field.annotation)) if field else ()
+            if field and isinstance(value, bool) and not any(kind is bool or kind is value for kind in kinds):
                 raise ValueError(f"{name!r} can't be {value}: it is no yes-or-no key")
         return data
 

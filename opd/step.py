@@ -23,7 +23,7 @@ from opd.head.settings import HeadSettings
 from opd.head.statistics import MEASURED, NORMALISERS, STATISTICS, reads_teacher, row_statistics
 from opd.metrics import Clock, Metrics, rollout_metrics, token_metrics, training_share
 from opd.objectives.base import ChosenObjective, DenseObjective
-from opd.packing import Layout, lay_out, pack
+from opd.packing import Layout, lay_out, pack, piece_of
 from opd.plan import (
     TermPlan,
     chooses_late,
@@ -176,11 +176,13 @@ def train_in_one_pass(run: Run, work: Work, counts: list[int]) -> tuple[TokenTab
 
     with run.clock("train"):
         for number, batch in enumerate(work.batches):
-            table = work.table.rows(batch.row_C.cpu())
+            rows_c = rows_of(work.table, batch)
+            place_c = torch.searchsorted(rows_c, batch.row_C.cpu())
 
-            def pays_of(statistics: Statistics, table: TokenTable = table) -> list:
-                measured = {name: column.cpu() for name, column in statistics.items() if name not in NORMALISERS}
-                return pays(terms, planned(table.with_statistics(measured)), torch.arange(len(table)), run.ranks.device)
+            def pays_of(statistics: Statistics, rows_c: Tensor = rows_c, place_c: Tensor = place_c) -> list:
+                measured = whole_columns(run.ranks.sum_pieces, [place_c], [statistics], len(rows_c))
+                table = work.table.rows(rows_c).with_statistics(measured)
+                return pays(terms, planned(table), place_c, run.ranks.device)
 
             scored = run.teacher.score(batch)
             part, statistics = run.trainer(batch, scored, work.settings, needs=work.needs, pays_of=pays_of)
@@ -188,8 +190,14 @@ def train_in_one_pass(run: Run, work: Work, counts: list[int]) -> tuple[TokenTab
             loss += part.detach().double().cpu()
             del part  # and with it the graph, which holds the states
             columns.append(statistics)
+        run.teacher.rest()
     table = work.table.with_statistics(gather(run.ranks, work.batches, columns, len(work.table)))
     return table, planned(table), loss
+
+
+def rows_of(table: TokenTable, batch: Batch) -> Tensor:
+    """Rows of the table that are of the batch's rollouts, ascending: its own, and those of others' pieces of it."""
+    return torch.isin(table.rollout_C, torch.tensor(batch.rollouts, dtype=torch.long)).nonzero().squeeze(-1)
 
 
 def needed(recipe: Recipe, index: int) -> frozenset[str]:
@@ -234,20 +242,24 @@ def rewards(run: Run, rollouts: list[Rollout]) -> Tensor:
 
 
 def micro_batches(run: Run, rollouts: list[Rollout]) -> list[Batch]:
-    """This rank's micro-batches, on its device; as many as on every other rank."""
+    """This rank's micro-batches, or its pieces of them, on its device; as many as on every other rank."""
     shares = pack(
         [len(r.token_ids) for r in rollouts],
         token_budget=run.recipe.token_budget,
-        ranks=run.ranks.count,
+        ranks=run.ranks.data_count,
         layout=run.layout,
     )
-    return [lay_out(rollouts, indices, layout=run.layout).to(run.ranks.device) for indices in shares[run.ranks.index]]
+    whole = [lay_out(rollouts, indices, layout=run.layout) for indices in shares[run.ranks.data_index]]
+    return [piece_of(batch, run.ranks.piece, run.ranks.pieces).to(run.ranks.device) for batch in whole]
 
 
 def score(
     run: Run, batches: list[Batch], needs: frozenset[str], settings: HeadSettings
 ) -> tuple[list[TeacherScores], list[Statistics]]:
-    """The teacher's scores (kept on the host) and the statistics of every micro-batch, without gradient."""
+    """The teacher's scores (kept on the host) and the statistics of every micro-batch, without gradient.
+
+    The teacher rests after it.
+    """
     scores, columns = [], []
     with torch.no_grad():
         for batch in batches:
@@ -260,6 +272,7 @@ def score(
                 statistics |= {REFERENCE: own["student_logprob"]}
             scores.append(scored.to("cpu"))
             columns.append(statistics)
+    run.teacher.rest()
     return scores, columns
 
 
@@ -285,11 +298,18 @@ def divergences(run: Run, rollouts: list[Rollout]) -> dict[str, float]:
 
 def gather(ranks: Ranks, batches: list[Batch], columns: list[Statistics], rows: int) -> Statistics:
     """The step's statistics in the table's order, the same on every rank: a sum over ranks of rows that each fills."""
-    gathered = {}
+    return whole_columns(ranks.sum, [batch.row_C.cpu() for batch in batches], columns, rows)
+
+
+def whole_columns(
+    add_up: Callable[[Tensor], Tensor], places: list[Tensor], columns: list[Statistics], rows: int
+) -> Statistics:
+    """Columns of so many rows, of which each rank that adds up fills its own places; collective."""
+    whole = {}
     for name in sorted(columns[0].keys() - set(NORMALISERS)):
         first = columns[0][name]
-        table = torch.zeros(rows, *first.shape[1:], dtype=first.dtype)
-        for batch, statistics in zip(batches, columns, strict=True):
-            table[batch.row_C.cpu()] = statistics[name].cpu()
-        gathered[name] = ranks.sum(table)
-    return gathered
+        column = torch.zeros(rows, *first.shape[1:], dtype=first.dtype)
+        for place_c, statistics in zip(places, columns, strict=True):
+            column[place_c] = statistics[name].cpu()
+        whole[name] = add_up(column)
+    return whole

@@ -16,9 +16,20 @@ from opd.config import Recipe
 from opd.doctor import Checked
 from opd.errors import TrainingError
 from opd.evaluation import evaluate_student, evaluate_teacher, export
+from opd.hub import push
 from opd.metrics import Clock, objective_metrics, repetitive
-from opd.parts import Parts, grader, layout_of, load_frozen, load_models, optimizer_for, shared_rows, source_for
-from opd.report.card import write_card
+from opd.parts import (
+    Parts,
+    grader,
+    layout_of,
+    load_frozen,
+    load_models,
+    optimizer_for,
+    share_sequences,
+    shared_rows,
+    source_for,
+)
+from opd.report.card import write_cards
 from opd.report.plot import plot_run
 from opd.report.progress import Progress, describe
 from opd.report.rollouts import record_rollouts
@@ -75,7 +86,7 @@ def build(checked: Checked, folder: RunFolder, *, resume: bool) -> Parts:
         trackers=list(recipe.metrics.trackers),
         folder=folder.path,
     )
-    ranks = distributed.Ranks(accelerator.device)
+    ranks = distributed.Ranks(accelerator.device, recipe.sequence_parallel_size)
     folder = RunFolder(ranks.from_main(folder.path))
     if ranks.is_main and not resume:
         folder.create(recipe)
@@ -85,6 +96,8 @@ def build(checked: Checked, folder: RunFolder, *, resume: bool) -> Parts:
         print(f"rollouts by {engine_type(recipe.rollout)}", flush=True)
     if ranks.is_main and recipe.teacher.head == "auto":
         print(checked.teacher_head.words, flush=True)
+    if ranks.is_main and checked.warning:
+        print(checked.warning, flush=True)
     clock = Clock()
     evaluate_teacher(checked, folder, ranks, clock)
     with clock("start"):
@@ -94,7 +107,10 @@ def build(checked: Checked, folder: RunFolder, *, resume: bool) -> Parts:
             reference = LocalTeacher(load_frozen(checked, ranks, recipe.student))
         layout, student = layout_of(recipe), models.student
         check_self_distillation(student, checked.prompts.prompts[:4], layout)
+        share_sequences(checked, models, reference, ranks)
         trainer = distributed.Trainer(accelerator, student, optimizer_for(student, recipe))
+    if models.engine is not None:
+        models.engine.follow(trainer.student.weights)
     rows = shared_rows(models)
     grade = grader(checked)
     run = Run(recipe, trainer, models.teacher, ranks, layout, grade, clock, checked.stop.within(rows), rows, reference)
@@ -204,12 +220,18 @@ def finish(parts: Parts, *, resumed_from: int) -> dict[str, Any]:
     summary = summary_of(folder, run.recipe, parts.environment | facts, run.clock.take())
     if run.ranks.is_main:
         folder.write_summary(summary)
-        write_card(folder.model, summary)
+        write_cards(folder, summary)
         plot_run(folder, folder.metrics(), summary["scores"])
         print_summary(folder, summary)
     for tracker in run.trainer.accelerator.trackers:
         tracker.finish()
     if parts.engine is not None:
         parts.engine.close()
-    distributed.leave(run.ranks)
+    distributed.leave(run.ranks, last=lambda: upload(parts))
     return summary
+
+
+def upload(parts: Parts) -> None:
+    """The model to the hub, where the recipe asks for it; UploadError in one line, which says how to go on."""
+    if parts.run.recipe.hub is not None:
+        print(f"hub   {push(parts.folder.path, parts.run.recipe.hub)}", flush=True)

@@ -196,6 +196,9 @@ class GivenLogits(Trainer):
         its = states(self.teacher_TV[self.rows_C[batch.row_C]], self.teacher_TV.dtype)
         return TeacherScores(its.hidden_NH, its.head)
 
+    def rest(self) -> None:
+        pass
+
     def __call__(
         self,
         batch: Batch,

@@ -10,6 +10,9 @@ import json
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
+
+from tests.launching import ROOT, accelerate
 
 
 @pytest.fixture(scope="session")
@@ -31,3 +34,18 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = problems("train", 64, seed=0)
     (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
+
+
+@pytest.fixture(scope="session")
+def large(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """What tests/workers/large.py leaves on two ranks, by the student's stage; pytest's workers share its launches."""
+    root, folders = tmp_path_factory.getbasetemp(), {}
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    with FileLock(root / "large.lock"):
+        for name, stage in {"zero0": 0, "zero3-offload": ROOT / "launch" / "deepspeed" / "zero3-offload.json"}.items():
+            folders[name] = root / name
+            if not folders[name].exists():
+                folders[name].mkdir()
+                done = accelerate(folders[name], "tests.workers.large", str(folders[name]), ranks=2, stage=stage)
+                assert done.returncode == 0, done.stderr[-3000:]
+    return folders

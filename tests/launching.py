@@ -12,17 +12,17 @@ ROOT = Path(__file__).parent.parent
 
 
 def environment() -> dict[str, str]:
-    """One thread a rank, no hub, and none of this process's own rank variables."""
+    """One thread a rank, no hub but one that HF_ENDPOINT names, and none of this process's own rank variables."""
     own = {k: v for k, v in os.environ.items() if k not in {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT"}}
-    return own | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    offline = "0" if "HF_ENDPOINT" in own else "1"
+    return own | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "HF_HUB_OFFLINE": offline, "PYTHONPATH": str(ROOT)}
 
 
-def accelerate(tmp: Path, *command: str, ranks: int, stage: int, timeout: int = 300) -> subprocess.CompletedProcess:
-    """Run `python -m COMMAND` on so many ranks under DeepSpeed, nothing kept whole by ZeRO-3."""
-    zero = {"stage": stage} | ({"stage3_param_persistence_threshold": 0} if stage == 3 else {})
-    settings = {"zero_optimization": zero, "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1}
-    config = tmp / f"zero{stage}.json"
-    config.write_text(json.dumps(settings))
+def accelerate(
+    tmp: Path, *command: str, ranks: int, stage: int | Path, timeout: int = 300
+) -> subprocess.CompletedProcess:
+    """Run `python -m COMMAND` on so many ranks under DeepSpeed, nothing kept whole by ZeRO-3; stage: or its file."""
+    config = stage if isinstance(stage, Path) else stage_file(tmp, stage)
     launch = ["-m", "accelerate.commands.launch", "--use_deepspeed", "--deepspeed_config_file", str(config)]
     return subprocess.run(
         [sys.executable, *launch, "--num_processes", str(ranks), "--main_process_port", "0", "-m", *command],
@@ -32,3 +32,12 @@ def accelerate(tmp: Path, *command: str, ranks: int, stage: int, timeout: int = 
         text=True,
         timeout=timeout,
     )
+
+
+def stage_file(tmp: Path, stage: int) -> Path:
+    """DeepSpeed's settings for a ZeRO stage."""
+    zero = {"stage": stage} | ({"stage3_param_persistence_threshold": 0} if stage == 3 else {})
+    settings = {"zero_optimization": zero, "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1}
+    config = tmp / f"zero{stage}.json"
+    config.write_text(json.dumps(settings))
+    return config

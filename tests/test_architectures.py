@@ -1,10 +1,12 @@
 """Each family of models, tiny and random: the step's loss and gradient are the plain model's, and its export loads.
 
 Full and with adapters; what families do to logits (caps, scales), embeddings, norms, windows and experts is in it.
+EVERY_FAMILY=1 loads each export in vLLM too, rather than two of them.
 """
 
 from __future__ import annotations
 
+import os
 from copy import deepcopy
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     CohereConfig,
     Gemma2Config,
@@ -21,13 +24,20 @@ from transformers import (
     MixtralConfig,
     PreTrainedModel,
     Qwen2Config,
+    Qwen3_5TextConfig,
     Qwen3Config,
     Qwen3MoeConfig,
+    SmolLM3Config,
 )
 
+from opd.distributed import Ranks
+from opd.doctor import check_packing
+from opd.errors import ModelError
 from opd.lora import LoraSettings, adapters, attach
 from opd.model_spec import ModelSettings
 from opd.models import as_stored
+from opd.rollout.settings import RolloutSettings
+from opd.rollout.start import start_engine
 from opd.student import Student
 from opd.teacher.local import LocalTeacher
 from recipes.quickstart.make_models import character_tokenizer
@@ -47,6 +57,13 @@ SIZE = {
     "eos_token_id": 2,
 }
 WINDOW = {"sliding_window": 4, "query_pre_attn_scalar": 8, "layer_types": ["sliding_attention", "full_attention"]}
+LINEAR = {
+    "layer_types": ["linear_attention", "full_attention"],
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+}
 FAMILIES = {
     "llama": LlamaConfig(**SIZE),
     "smollm": LlamaConfig(**SIZE, tie_word_embeddings=True),
@@ -57,6 +74,8 @@ FAMILIES = {
     "granite": GraniteConfig(**SIZE, logits_scaling=2.0, embedding_multiplier=3.0, residual_multiplier=0.5),
     "cohere": CohereConfig(**SIZE, logit_scale=0.25),
     "qwen3-moe": Qwen3MoeConfig(**SIZE, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24),
+    "qwen3.5": Qwen3_5TextConfig(**SIZE, **LINEAR),
+    "smollm3": SmolLM3Config(**SIZE, no_rope_layers=[1, 0], tie_word_embeddings=True),
     "mixtral": MixtralConfig(**SIZE, num_local_experts=4, num_experts_per_tok=2),
 }
 
@@ -69,20 +88,21 @@ def kernels(family: str) -> dict[str, object]:
     return {"dtype": torch.float64, "attn_implementation": "eager" if capped else "sdpa"} | experts
 
 
-def made(family: str, seed: int) -> PreTrainedModel:
-    """A random model of the family in float64, its distributions far from uniform."""
+def made(family: str, seed: int, **size: int) -> PreTrainedModel:
+    """A random model of the family in float64, its distributions far from uniform; `size` changes its configuration."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(deepcopy(FAMILIES[family]), **kernels(family))
+    config = AutoConfig.for_model(**FAMILIES[family].to_dict() | size) if size else deepcopy(FAMILIES[family])
+    model = AutoModelForCausalLM.from_config(config, **kernels(family))
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
-                parameter.normal_(0, 0.3)
+                parameter.normal_(0, 0.3 * (SIZE["hidden_size"] / config.hidden_size) ** 0.5)
     return model
 
 
-def learner(family: str, *, adapted: bool) -> PreTrainedModel:
+def learner(family: str, *, adapted: bool, **size: int) -> PreTrainedModel:
     """The student's model, with adapters on every layer that may have one where asked."""
-    model = made(family, 1)
+    model = made(family, 1, **size)
     if adapted:
         targets = ["all-linear"] if model.config.tie_word_embeddings else ["all-linear", "lm_head"]
         attach(model, LoraSettings(rank=2, alpha=3, targets=targets), ModelSettings(model="student"), seed=0)
@@ -118,3 +138,53 @@ def test_the_gradient_is_the_plain_models_and_the_export_loads(family: str, adap
     loaded, ids = AutoModelForCausalLM.from_pretrained(tmp_path, **kernels(family)), torch.arange(37)[None]
     with torch.no_grad():
         torch.testing.assert_close(loaded(ids).logits, plain(ids).logits, rtol=1e-9, atol=1e-9)
+
+
+def test_a_state_that_runs_from_token_to_token_is_never_packed():
+    recipe = cases.recipe("soft_or_batch")
+    spec = recipe.student.model_copy(update={"attention": "flash_attention_2"})
+    packed = recipe.model_copy(update={"student": spec})
+    for allowed, family in ((recipe, "qwen3.5"), (packed, "qwen3")):
+        check_packing(allowed, spec, FAMILIES[family])
+    with pytest.raises(ModelError, match=r"linear-attention layers.*set student\.attention to sdpa"):
+        check_packing(packed, spec, FAMILIES["qwen3.5"])
+
+
+WIDE = {"hidden_size": 128, "head_dim": 32}
+"""vLLM's attention on a CPU knows no heads of 8."""
+ALWAYS = {("llama", True), ("qwen3", False)}
+"""Untied with an adapter on the head, and tied in full; EVERY_FAMILY=1 runs the others."""
+IN_VLLM = [
+    pytest.param(
+        family,
+        adapted,
+        marks=pytest.mark.skipif(
+            (family, adapted) not in ALWAYS and os.environ.get("EVERY_FAMILY") != "1", reason="EVERY_FAMILY=1 runs it"
+        ),
+        id=f"{family}-{'merged' if adapted else 'full'}",
+    )
+    for family, config in FAMILIES.items()
+    if not hasattr(config, "num_experts_per_tok")
+    for adapted in (False, True)
+]
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize(("family", "adapted"), IN_VLLM)
+def test_the_export_has_the_models_log_probs_in_vllm(family: str, adapted: bool, tmp_path: Path):
+    """Of a fixed text in fp32, with adapters by peft's own forward: whoever exports them unmerged fails."""
+    model, ids = learner(family, adapted=adapted, **WIDE).float(), list(range(3, 36))
+    with torch.no_grad():
+        log_p_TV = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+    Student(model, tokens=cases.VOCABULARY).export(tmp_path, character_tokenizer(), writes=True)
+    settings = RolloutSettings(type="vllm", kv_cache_mib=64)
+    engine = start_engine(str(tmp_path), settings, Ranks(), dtype=torch.float32, max_tokens=64, stop=[2])
+    from vllm import SamplingParams
+
+    asked = SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
+    (output,) = engine.llm.generate([{"prompt_token_ids": ids}], asked, use_tqdm=False)
+    engine.close()
+    theirs = [entry[token].logprob for token, entry in zip(ids[1:], output.prompt_logprobs[1:], strict=True)]
+    ours = log_p_TV[torch.arange(len(ids) - 1), torch.tensor(ids[1:])]
+    print(f"{family}, {'merged' if adapted else 'full'}: {float((ours - torch.tensor(theirs)).abs().max()):.1e} nats")
+    torch.testing.assert_close(torch.tensor(theirs), ours, rtol=0, atol=1e-4)

@@ -92,6 +92,15 @@ OVERRIDES = {
         "teacher.head=by_vocabulary",
         ["'teacher.head: by_vocabulary'", "there is one rank", "launch more", "teacher.head=auto"],
     ),
+    "a teacher to share with nobody": (
+        "teacher.shard=zero3",
+        ["'teacher.shard: zero3'", "there is one rank", "launch more", "teacher.shard=none"],
+    ),
+    "a teacher in main memory anyway": (
+        "teacher.offload=true",
+        ["'teacher.offload: true'", "no effect", "GPU", "remove"],
+    ),
+    "unknown way to share a teacher": ("teacher.shard=zero2", ["teacher.shard can't be 'zero2'", "'none' or 'zero3'"]),
     "a layer that is not there": (
         "student.lora={targets: [q_prj]}",
         ["student.lora.targets", "'q_prj'", "did you mean 'q_proj'", "down_proj, gate_proj"],
@@ -102,8 +111,28 @@ OVERRIDES = {
     "adapters of no rank": ("student.lora={rank: 0}", ["student.lora.rank can't be 0", "greater than 0"]),
     "unknown key of adapters": ("student.lora={r: 8}", ["'student.lora.r'", "known keys", "rank"]),
     "unknown place of the head": ("teacher.head=sharded", ["teacher.head can't be 'sharded'", "'by_vocabulary'"]),
+    "ranks that can't be cut": (
+        "rollout={type: vllm, max_new_tokens: 16, tensor_parallel: 2}",
+        ["rollout.tensor_parallel 2", "the 1 ranks of this machine", "multiple"],
+    ),
+    "a level without sleep": ("rollout={sleep: false, sleep_level: 2}", ["'sleep_level' has no effect", "'sleep'"]),
+    "no name on the hub": ("hub={repo: mine}", ["hub.repo can't be 'mine'", "user/name"]),
+    "nobody on the hub": ("hub={repo: ann/tiny}", ["'ann/tiny'", "hf auth login", "opd push"]),
     "no recorded rollouts": ("rollout={type: recorded, path: none}", ["no recorded", "none/step-000001.jsonl"]),
     "tracker that is not installed": ("metrics.trackers=[wandb]", ["wandb", "not installed", "pip install"]),
+    "offload without a GPU": (
+        "student.gradient_checkpointing=offload",
+        ["student.gradient_checkpointing is offload", "there is no GPU", "set it to true"],
+    ),
+    "a kind of checkpointing that is none": (
+        "student.gradient_checkpointing=disk",
+        ["student.gradient_checkpointing can't be 'disk'", "'offload'"],
+    ),
+    "more ranks a sequence than there are": (
+        "sequence_parallel_size=2",
+        ["sequence_parallel_size 2", "the number of processes, 1", "--num_processes 2"],
+    ),
+    "no rank a sequence": ("sequence_parallel_size=0", ["sequence_parallel_size can't be 0", "greater than 0"]),
     "kernel that is not installed": ("student.attention=flash_attention_2", ["flash_attn", "not installed"]),
 }
 """What is wrong → an override that makes it so, and what the message must name."""
@@ -119,8 +148,8 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("opd.distributed.start", fail)
     monkeypatch.setattr("opd.models.load_model", fail)
     monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", fail)
-    monkeypatch.setattr("opd.rollout.start.start_engine", fail)
     monkeypatch.setattr("eval.runner.start_engine", fail)
+    monkeypatch.setattr("opd.rollout.start.start_engine", fail)
 
 
 @pytest.fixture
@@ -402,6 +431,41 @@ def test_as_many_ranks_as_prompts_pass(recipe, ended, monkeypatch):
 
 
 @BOTH
+@pytest.mark.parametrize(("heads", "shared", "inner"), [(1, 1, 128), (8, 6, 128), (8, 4, 126)])
+def test_a_model_that_can_not_be_cut_is_refused(command, heads, shared, inner, recipe, refused, toy, monkeypatch):
+    """Over four ranks: heads of attention, more heads of keys than parts unevenly, and the MLP."""
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, "4")
+    sizes = {"num_attention_heads": heads, "num_key_value_heads": shared, "intermediate_size": inner}
+    recipe["student"]["model"] = str(configured(toy, **sizes))
+    recipe |= {"prompts_per_step": 4, "rollout": {"type": "vllm", "max_new_tokens": 16, "tensor_parallel": 4}}
+    message = refused(command, write(recipe))
+    contains(message, "rollout.tensor_parallel 4", f"{heads} heads", f"{shared} of keys", f"{inner} columns")
+
+
+@BOTH
+@pytest.mark.parametrize("override", ["rollout.sleep_level=2", "rollout.sleep=false", "rollout.gpu_memory_share=0.4"])
+def test_a_gpus_setting_is_refused_where_there_is_none(command, override, recipe, refused, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    recipe["rollout"]["type"] = "vllm"
+    contains(refused(command, write(recipe), override), override.split("=")[0], "on a GPU", "remove")
+
+
+@BOTH
+def test_a_sleep_that_would_lose_a_table_is_refused(command, recipe, refused, toy, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    recipe["student"]["model"] = str(configured(toy, alibi=True))
+    recipe["rollout"] |= {"type": "vllm", "sleep_level": 2}
+    contains(refused(command, write(recipe)), "ALiBi", "rollout.sleep_level=1")
+
+
+@pytest.mark.parametrize(("lr", "said"), [(1e-6, True), (1e-3, False)])
+def test_the_doctor_says_a_rate_that_is_low_for_adapters(lr: float, said: bool, recipe, ended):
+    code, out, _ = ended("doctor", write(recipe), "student.lora={}", f"optimizer.lr={lr}")
+    assert code == 0 and (f"warning: optimizer.lr {lr:g} is low for adapters" in out) is said
+
+
+@BOTH
 def test_a_shared_head_is_refused_where_it_can_not_be(command, recipe, refused, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     overrides = ["teacher.head=by_vocabulary", "loss.0.objective={type: uskd}"]
@@ -414,6 +478,51 @@ def test_the_doctor_says_where_the_teachers_head_lies(ranks, head, recipe, ended
     code, out, _ = ended("doctor", write(recipe), f"teacher.head={head}")
     place = "by vocabulary over 2 ranks: as" if head == "by_vocabulary" else "whole on each rank: "
     assert code == 0 and f"the teacher's head {place}" in out
+
+
+HEADS = {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 8}
+STRETCHED = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+SHARED = {
+    "heads": ({"hidden_size": 24, "num_attention_heads": 3}, 2, [], ["3 attention heads", "a divisor of 3"]),
+    "key-value heads": (
+        {"hidden_size": 48, "num_attention_heads": 6, "num_key_value_heads": 3},
+        2,
+        [],
+        ["3 key-value heads", "take one that divides 3"],
+    ),
+    "eager": ({}, 2, ["student.attention=eager"], ["attention: eager", "sdpa or flash_attention_2"]),
+    "window": ({"sliding_window": 24}, 2, [], ["window of 24 tokens", "token_budget to 24 or less"]),
+    "layers": (
+        {"layer_types": ["linear_attention", "full_attention"]},
+        2,
+        [],
+        ["layers of type linear_attention", "set it to 1"],
+    ),
+    "positions": ({"rope_parameters": STRETCHED}, 2, [], ["rotary positions (dynamic)", "set it to 1"]),
+    "a teacher in parts": ({}, 2, ["teacher.shard=zero3"], ["not yet beside teacher.shard: zero3", "leave out"]),
+    "processes": ({}, 3, [], ["sequence_parallel_size 3", "the number of processes, 4", "a divisor"]),
+}
+"""What keeps ranks from sharing sequences → settings of the student, size, overrides, words."""
+
+
+@BOTH
+@pytest.mark.parametrize("case", SHARED)
+def test_sequences_that_ranks_can_not_share_are_refused(case, command, recipe, refused, toy, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    settings, size, overrides, words = SHARED[case]
+    recipe["student"]["model"] = recipe["teacher"]["model"] = str(configured(toy, **HEADS | settings))
+    contains(refused(command, write(recipe), f"sequence_parallel_size={size}", *overrides), *words)
+
+
+@pytest.mark.parametrize("overrides", [[], ["student.lora={rank: 2}"], ["teacher.head=by_vocabulary"]], ids=str)
+def test_ranks_that_share_sequences_are_one_data_rank(overrides, recipe, ended, refused, toy, monkeypatch):
+    """Four processes do for two prompts; eight are four data ranks."""
+    recipe["student"]["model"] = recipe["teacher"]["model"] = str(configured(toy, **HEADS))
+    arguments = ["doctor", write(recipe), "sequence_parallel_size=2", *overrides]
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert ended(*arguments)[0] == 0
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    contains(refused(*arguments), "4 data ranks", "prompts_per_step 2", "to 4 or more")
 
 
 @BOTH

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from tests import cases
 from tests.launching import accelerate
+from tests.workers.pieces import LONG, long_rollouts
 from tests.workers.ranks import BF16, OPTIMIZER
 
 pytestmark = pytest.mark.engine
@@ -59,9 +60,16 @@ def test_ranks_share_one_selection_and_one_gradient(ranks: int, one_rank: Path, 
             assert cases.relative_error(got["grads"], one["grads"]) < REDUCED
 
 
-@pytest.mark.parametrize("stage", [2, 3])
-def test_two_sharded_ranks_equal_one_rank(stage: int, one_rank: Path, tmp_path: Path):
-    work(tmp_path, "gradients", "fp32", ranks=2, stage=stage)
+@pytest.fixture(scope="module", params=[2, 3])
+def sharded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
+    """A folder with what two ranks found, first each with rollouts of its own and then with pieces; the ZeRO stage."""
+    tmp = tmp_path_factory.mktemp("sharded")
+    work(tmp, "gradients", "fp32", "pieces", ranks=2, stage=request.param)
+    return tmp, request.param
+
+
+def test_two_sharded_ranks_equal_one_rank(sharded: tuple[Path, int], one_rank: Path):
+    tmp_path, stage = sharded
     for name in cases.LOSSES:
         for budget in BUDGETS:
             got, one = (found(folder, name, budget) for folder in (tmp_path, one_rank))
@@ -71,6 +79,18 @@ def test_two_sharded_ranks_equal_one_rank(stage: int, one_rank: Path, tmp_path: 
             assert cases.same_weights(got["weights"], one["weights"], within=1e-6)
     got, one = (found(folder, "soft_or_batch", 1) for folder in (tmp_path, one_rank))
     assert cases.relative_error(got["grads"], one["grads"]) < 1e-5, "a rank without a rollout"
+
+
+def test_two_sharded_ranks_share_sequences(sharded: tuple[Path, int], one_rank: Path):
+    """ZeRO's gathers meet the exchange of tokens; a near tie among 2,048 tokens may be chosen otherwise in fp32."""
+    for name, budget in [("soft_or_batch", 40), ("soft_or_rollout", 4096)]:
+        got, one = found(sharded[0], f"pieces-{name}", budget), found(one_rank, name, budget)
+        assert got["loss"] == pytest.approx(one["loss"], rel=1e-5)
+        assert cases.same_weights(got["weights"], one["weights"], within=1e-6)
+        assert cases.relative_error(got["grads"], one["grads"]) < 1e-5
+    got, run = found(sharded[0], "pieces-soft_or_batch", LONG), cases.run(cases.recipe("soft_or_batch"), tied=True)
+    assert got["loss"] == pytest.approx(cases.taken(run, long_rollouts()).metrics["loss"], rel=1e-5)
+    assert cases.relative_error(got["grads"], cases.gradients(run.trainer.student)) < 1e-3
 
 
 @pytest.mark.parametrize(
@@ -171,6 +191,19 @@ def test_the_exported_student_is_the_trained_one(steps: tuple[Path, bool]):
     trained.load_state_dict(end, strict=not tied)
     ids = torch.arange(cases.VOCABULARY)[None]
     assert torch.equal(loaded(ids).logits, trained(ids).logits)
+
+
+def test_steps_with_the_optimizer_in_main_memory_are_those_without_any_sharding(large: dict[str, Path]):
+    """Two ranks: ZeRO-3 with launch/'s file, whose optimizer is DeepSpeed's C++ Adam, against ZeRO-0 and torch's."""
+    plain, offloaded = (torch.load(large[stage] / "several.pt") for stage in ("zero0", "zero3-offload"))
+    assert (plain.pop("optimizer"), offloaded.pop("optimizer")) == ("AdamW", "DeepSpeedCPUAdam")
+    assert len({step["lr"] for step, _ in plain.values()}) == len(plain) == 4
+    for index, (step, weights) in plain.items():
+        other, moved = offloaded[index]
+        assert other["loss"] == pytest.approx(step["loss"], rel=1e-5)
+        assert other["grad_norm"] == pytest.approx(step["grad_norm"], rel=1e-5)
+        assert cases.relative_error(moved, weights) < 1e-5
+    assert cases.relative_error(plain[0][1], plain[3][1]) > 1e-3, "or nothing was trained"
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,9 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from opd.distributed import free_port
 from tests.launching import ROOT, environment
+from tests.test_hub import serving
 
 CONFIGURATIONS = sorted((ROOT / "launch" / "accelerate").glob("*.yaml"))
 
@@ -75,7 +77,8 @@ def test_a_batch_job_launches_its_file_on_each_machine_and_resumes(path: Path, k
             assert f"--machine_rank {rank} --main_process_ip node-a" in line and "--num_processes 16" in line
 
 
-def launched(toy: Path, runs: Path, configuration: str, *overrides: str) -> subprocess.CompletedProcess:
+def command(toy: Path, runs: Path, configuration: str, launcher: list[str], overrides: list[str]) -> list[str]:
+    """A short run of the quickstart's recipe with tiny models, under a file of launch/accelerate."""
     given = [
         f"student.model={toy / 'student'}",
         f"teacher.model={toy / 'teacher'}",
@@ -87,14 +90,48 @@ def launched(toy: Path, runs: Path, configuration: str, *overrides: str) -> subp
     ]
     launch = ["-m", "accelerate.commands.launch", "--config_file", f"launch/accelerate/{configuration}.yaml"]
     train = ["-m", "opd", "train", "recipes/quickstart/quickstart.yaml", *given, *overrides, "--runs", str(runs)]
+    return [sys.executable, *launch, *launcher, *train, "name=run"]
+
+
+def launched(toy: Path, runs: Path, configuration: str, *overrides: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, *launch, "--main_process_port", "0", *train, "name=run"],
+        command(toy, runs, configuration, ["--main_process_port", "0"], list(overrides)),
         cwd=ROOT,
         env=environment(),
         capture_output=True,
         text=True,
         timeout=400,
     )
+
+
+@pytest.mark.engine
+def test_launchers_of_two_machines_make_one_run(toy: Path, tmp_path: Path):
+    """Both on this machine, with one process each; bf16, and ranks share the teacher as they share the student."""
+    overrides = ["steps=2", "evaluate=null", "precision=bf16", "teacher.shard=zero3"]
+    overrides.append("rollout={type: transformers, max_new_tokens: 12}")
+    meeting = ["--num_processes", "2", "--main_process_ip", "127.0.0.1", "--main_process_port", str(free_port())]
+    launchers = [
+        subprocess.Popen(
+            command(toy, tmp_path, "multi-node", ["--machine_rank", str(machine), *meeting], overrides),
+            cwd=ROOT,
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for machine in range(2)
+    ]
+    try:
+        said = [launcher.communicate(timeout=400) for launcher in launchers]
+    finally:
+        for launcher in launchers:
+            launcher.kill()
+    assert [launcher.returncode for launcher in launchers] == [0, 0], said[0][1][-3000:] + said[1][1][-3000:]
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["ranks"], summary["zero_stage"]) == (2, 3)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert len(lines) == 2 and all(line["skipped"] == 0 and line["gap"] < 0.05 for line in lines)
+    assert "nothing was scored" in said[0][0] and "nothing was scored" not in said[1][0], "rank 0 alone speaks"
 
 
 @pytest.mark.engine
@@ -140,10 +177,19 @@ def test_the_main_job_runs_to_its_end(configuration: str, precision: str, toy: P
 
 
 @pytest.mark.engine
-def test_a_run_that_evaluates_nothing_ends_too(toy: Path, tmp_path: Path):
-    done = launched(toy, tmp_path, "cpu-1", "evaluate=null", "rollout={type: transformers, max_new_tokens: 12}")
+def test_a_run_that_evaluates_nothing_ends_too_with_its_model_on_the_hub(toy: Path, tmp_path: Path, monkeypatch):
+    with serving() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.address)
+        monkeypatch.setenv("HF_TOKEN", "good")
+        short = ("evaluate=null", "rollout={type: transformers, max_new_tokens: 12}", "hub={repo: ann/tiny}")
+        done = launched(toy, tmp_path, "cpu-1", *short)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "nothing was scored" in done.stdout and "reverse KL on fresh rollouts" in done.stdout
+    assert f"hub   {hub.address}/ann/tiny" in done.stdout.splitlines()
+    there, model = hub.repos["ann/tiny"], tmp_path / "run" / "model"
+    assert {"model.safetensors", "tokenizer.json", "config.json"} <= there.keys()
+    assert all(there[path.name] == path.read_bytes() for path in model.iterdir())
+    assert b"opd train" in there["README.md"] and b"repo: ann/tiny" in there["README.md"]
 
 
 @pytest.mark.engine

@@ -20,6 +20,7 @@ MACHINERY = (
     "student",
     "distributed",
     "vocab_ranks",
+    "ulysses",
     "rollout",
     "teacher",
     "parts",

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 from opd.batch import Prompt
 from opd.errors import RecipeError
 from opd.head import loss as head_loss
-from opd.lora import LoraSettings, adapters, attach, effective_weight, plain_parameters, targeted
+from opd.lora import LoraSettings, adapters, attach, effective_weight, plain_parameters, rate_warning, targeted
 from opd.model_spec import ModelSettings
 from opd.parts import optimizer_for
 from opd.step import Outcome
@@ -143,6 +143,25 @@ def test_adapter_and_merged_export_load_with_the_trained_models_logits(tied: boo
     torch.testing.assert_close(merged, trained, rtol=1e-5, atol=1e-5)
     sizes = [(tmp_path / "model" / f).stat().st_size for f in ("adapter_model.safetensors", "merged/model.safetensors")]
     assert sizes[0] < sizes[1] / 2, "the base model is no part of the adapter"
+
+
+@pytest.mark.parametrize(
+    ("lr", "hidden", "adapted", "words"),
+    [
+        (1e-6, 4096, True, "low for adapters"),
+        (2.8e-5, 4096, True, "low for adapters"),
+        (3e-5, 4096, True, None),
+        (1e-6, 4096, False, None),
+        (1.4e-4, 4096, False, None),
+        (2e-4, 4096, False, "adapters' rather than full training's"),
+        (1e-3, 96, False, None),
+        (5e-5, 96, True, "low for adapters"),
+    ],
+)
+def test_a_rate_of_the_other_kind_is_said(lr: float, hidden: int, adapted: bool, words: str | None):
+    """At width 4,096 full training takes 2.9e-5 to 4.7e-5; the quickstart's 1e-3 at width 96 is full training's."""
+    said = rate_warning(lr, hidden, adapted=adapted)
+    assert said is None if words is None else (words in said and f"{lr:g}" in said and "\n" not in said)
 
 
 def test_targets_are_layers_by_the_end_of_their_names():

@@ -5,8 +5,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from opd.batch import Rollout
-from opd.packing import lay_out, pack
+from opd.batch import Batch, Rollout
+from opd.packing import lay_out, pack, piece_of
 from opd.reading import backbone, trained_states
 
 LAYOUTS = ["rows", "packed"]
@@ -97,6 +97,33 @@ def test_an_empty_micro_batch_has_a_dummy_token_and_trains_none(layout):
     assert batch.input_ids_SW.tolist() == [[0]] and batch.position_SW.tolist() == [[0]]
     assert [len(c) for c in (batch.source_C, batch.token_id_C, batch.rollout_C, batch.row_C)] == [0] * 4
     assert batch.row_C.dtype == torch.long
+
+
+@both_layouts
+@pytest.mark.parametrize("pieces", [1, 2, 3, 7])
+@pytest.mark.parametrize("count", [0, 1, 9])
+def test_pieces_of_a_micro_batch_are_the_micro_batch(count, pieces, layout):
+    """Each trained token is predicted once, from its own place, and what a row is widened by ends no rollout."""
+    rollouts = random_rollouts(1)
+    whole = lay_out(rollouts, list(range(count)), layout=layout)
+    parts = [piece_of(whole, index, pieces) for index in range(pieces)]
+    width = whole.input_ids_SW.shape[1]
+    for name in ("input_ids_SW", "position_SW"):
+        assert len({getattr(part, name).shape for part in parts}) == 1
+        assert torch.equal(torch.cat([getattr(part, name) for part in parts], 1)[:, :width], getattr(whole, name))
+    position_SW = torch.cat([part.position_SW for part in parts], 1)[:, width - 1 :]
+    assert bool((position_SW.diff(dim=1) == 1).all()) and position_SW.shape[1] <= pieces
+    read = lambda b: zip(  # noqa: E731
+        b.row_C.tolist(), b.token_id_C.tolist(), b.rollout_C.tolist(), place_of(b), strict=True
+    )
+    assert sorted(entry for part in parts for entry in read(part)) == sorted(read(whole))
+    assert all(part.rollouts == whole.rollouts for part in parts)
+
+
+def place_of(batch: Batch) -> list[tuple[int, int]]:
+    """Token and position that predict each trained token."""
+    flat = (batch.input_ids_SW.flatten()[batch.source_C], batch.position_SW.flatten()[batch.source_C])
+    return list(zip(*(column.tolist() for column in flat), strict=True))
 
 
 @pytest.fixture(scope="module")

@@ -2,18 +2,44 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 import torch.distributed as dist
 
 from eval.runner import Evaluation
 from opd.batch import Rollout
 from opd.distributed import Ranks
-from opd.doctor import check
-from opd.parts import grader, load_models, shared_rows
+from opd.doctor import Checked, check
+from opd.model_spec import ModelSettings
+from opd.models import load_model
+from opd.parts import grader, load_models, load_student, load_teacher, shared_rows
+from opd.reading import backbone
 from opd.recipe_text import parse_recipe
+from opd.teacher.local import LocalTeacher
+from opd.teacher.offloaded import OffloadedTeacher
+from opd.teacher.sharded import ShardedTeacher
 from opd.vocab_ranks import RankShard
 from tests.test_prompts import words
+
+
+def scoring(toy: Path, **teacher: Any) -> dict[str, Any]:
+    """A recipe, as YAML has it, whose teacher has these settings."""
+    return {
+        "student": {"model": str(toy / "student")},
+        "teacher": {"type": "local", "model": str(toy / "teacher"), **teacher},
+        "prompts": {"path": str(toy / "train.jsonl"), "max_tokens": 16},
+        "rollout": {"type": "transformers", "max_new_tokens": 16},
+        "loss": [{"objective": {"type": "reverse_kl"}}],
+        "precision": "fp32",
+    }
+
+
+def placed(toy: Path, **teacher: Any) -> Checked:
+    """A checked recipe with teacher settings that are refused on this machine."""
+    plain = check(parse_recipe(scoring(toy)), Evaluation)
+    return replace(plain, recipe=parse_recipe(scoring(toy, **teacher)))
 
 
 @pytest.mark.parametrize("head", ["whole", "by_vocabulary"])
@@ -22,22 +48,58 @@ def test_a_rank_keeps_the_rows_of_the_teachers_head_that_the_recipe_says(head: s
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(dist, "get_world_size", lambda group=None: 2)
     monkeypatch.setattr(dist, "get_rank", lambda group=None: 1)
-    recipe = {
-        "student": {"model": str(toy / "student")},
-        "teacher": {"type": "local", "model": str(toy / "teacher"), "head": head},
-        "prompts": {"path": str(toy / "train.jsonl"), "max_tokens": 16},
-        "rollout": {"type": "transformers", "max_new_tokens": 16},
-        "loss": [{"objective": {"type": "reverse_kl"}}],
-        "precision": "fp32",
-    }
     ranks = Ranks()
     ranks.index, ranks.count = 1, 2
-    models = load_models(check(parse_recipe(recipe), Evaluation), ranks, samples=False)
+    models = load_models(check(parse_recipe(scoring(toy, head=head)), Evaluation), ranks, samples=False)
     every, teacher = models.student.head.weight_rows, models.teacher
     first = (every + 1) // 2
     expected = (None, every) if head == "whole" else (RankShard(first, every, every, first), every - first)
     assert (teacher.shard, len(teacher.model.lm_head.weight)) == expected
     assert shared_rows(models) == every, "tokens of both heads, all parts together"
+
+
+@pytest.mark.parametrize(("asked", "given"), [(False, []), (True, [False]), ("offload", [True])])
+def test_a_student_keeps_what_the_recipe_says_for_its_backward_pass(asked, given, toy: Path, monkeypatch):
+    """Nothing anew, every block's input, or that on the host (which the doctor refuses without a GPU)."""
+    seen = []
+    enable = lambda self, kwargs, offload: seen.append(offload)  # noqa: E731
+    monkeypatch.setattr("transformers.PreTrainedModel.gradient_checkpointing_enable", enable)
+    recipe = parse_recipe(
+        {
+            "student": {"model": str(toy / "student")},
+            "teacher": {"type": "local", "model": str(toy / "teacher")},
+            "prompts": {"path": str(toy / "train.jsonl"), "max_tokens": 16},
+            "rollout": {"type": "transformers", "max_new_tokens": 16},
+            "loss": [{"objective": {"type": "reverse_kl"}}],
+        }
+    )
+    student = recipe.student.model_copy(update={"gradient_checkpointing": asked})
+    checked = replace(check(recipe, Evaluation), recipe=recipe.model_copy(update={"student": student}))
+    load_student(checked, Ranks())
+    assert seen == given
+
+
+@pytest.mark.parametrize("offload", [False, True])
+def test_a_teacher_is_shared_between_ranks_as_the_recipe_says(offload: bool, toy: Path, monkeypatch):
+    """DeepSpeed's part is played by the whole model; tests/teacher/test_sharded.py has real ranks."""
+    asked, ranks = [], Ranks()
+
+    def load(spec: ModelSettings, dtype: torch.dtype, *, offload: bool):
+        asked.append((spec.model, dtype, offload))
+        model = load_model(spec.model, dtype=dtype).requires_grad_(False)
+        return model, backbone(model)
+
+    monkeypatch.setattr("opd.parts.load_sharded", load)
+    ranks.count = 2
+    teacher = load_teacher(placed(toy, shard="zero3", offload=offload), ranks)
+    assert isinstance(teacher, ShardedTeacher) and teacher.offload is offload
+    assert asked == [(str(toy / "teacher"), torch.float32, offload)]
+
+
+def test_a_teacher_that_is_not_shared_waits_in_main_memory_if_the_recipe_says_so(toy: Path):
+    assert type(load_teacher(placed(toy, offload=True), Ranks())) is OffloadedTeacher
+    assert type(load_teacher(placed(toy, shard="zero3"), Ranks())) is LocalTeacher, "alone, as `opd doctor --models` is"
+    assert type(load_teacher(placed(toy), Ranks())) is LocalTeacher
 
 
 def test_a_reward_knows_a_thought_that_the_prompt_opened(toy: Path):

@@ -9,7 +9,8 @@ from torch import nn
 
 from opd.batch import Prompt
 from opd.errors import ModelError
-from opd.reading import plain_head
+from opd.packing import lay_out, piece_of
+from opd.reading import backbone, plain_head, trained_states
 from opd.student import Student
 from opd.teacher.check import check_reading
 from tests import cases
@@ -81,3 +82,10 @@ def test_a_plain_adapter_on_the_head_is_read_with_it():
 def test_an_adapter_below_the_head_is_read():
     model = peft.get_peft_model(cases.model(1, hidden=16), peft.LoraConfig(target_modules=["q_proj"])).base_model.model
     assert plain_head(model) is model.lm_head
+
+
+def test_a_piece_is_no_sequence():
+    """A model whose attention is not shared would read each piece as if nothing stood before it."""
+    batch = lay_out(cases.rollouts(), [0, 2], layout="rows")
+    with pytest.raises(ValueError, match="one of 2 pieces, and a model that reads one of 1"):
+        trained_states(backbone(cases.model(1, hidden=16)), piece_of(batch, 0, 2))

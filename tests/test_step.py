@@ -91,6 +91,23 @@ def test_gradient_checkpointing_does_not_change_the_gradient():
     assert cases.relative_error(cases.gradients(run.trainer.student), plain) < 1e-12
 
 
+def test_offloaded_checkpoints_take_each_blocks_input_to_the_host_and_no_weight(monkeypatch):
+    """And leave the gradient as it is; here the host's memory is all that there is."""
+    _, plain, _ = taken("all")
+    left = []
+
+    class Host(torch.autograd.graph.saved_tensors_hooks):
+        def __init__(self, **_):
+            super().__init__(lambda tensor: left.append(tensor.shape) or tensor.clone(), lambda tensor: tensor)
+
+    monkeypatch.setattr("transformers.modeling_utils.save_on_cpu", Host)
+    run = cases.run(cases.recipe("all"))
+    run.trainer.student.model.gradient_checkpointing_enable({"use_reentrant": False}, offload=True)
+    cases.taken(run, cases.rollouts())
+    assert cases.relative_error(cases.gradients(run.trainer.student), plain) < 1e-12
+    assert len(left) == 2 * run.trainer.backwards and all(shape[-1] == 16 and len(shape) == 3 for shape in left)
+
+
 def test_loss_temperature_divides_both_models_logits():
     outcome, got, _ = taken("all", loss_temperature=2.0)
     plain, teacher = cases.model(1, hidden=16), cases.model(2, hidden=24)

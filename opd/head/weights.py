@@ -40,6 +40,11 @@ class HeadWeights:
         bias_V = None if self.bias_V is None else self.bias_V[start:stop]
         return replace(self, weight_VH=self.weight_VH[start:stop], bias_V=bias_V, start=self.start + start)
 
+    def copy(self, device: torch.device) -> HeadWeights:
+        """The same head on `device`, in memory of its own."""
+        bias_V = None if self.bias_V is None else self.bias_V.to(device, copy=True)
+        return replace(self, weight_VH=self.weight_VH.to(device, copy=True), bias_V=bias_V)
+
     def rows(self, ids: list[int]) -> HeadWeights:
         """The same head over those tokens alone, a copy."""
         return replace(self, weight_VH=self.weight_VH[ids], bias_V=None if self.bias_V is None else self.bias_V[ids])

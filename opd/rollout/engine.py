@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -53,11 +53,15 @@ class Completion:
 
 
 class RolloutEngine:
-    """Samples from the student. Collective: every rank passes the same prompts and gets the same rollouts."""
+    """Samples from the student. Collective: every rank passes the same prompts and gets the same rollouts.
 
-    def __init__(self, ranks: Ranks) -> None:
-        self.ranks = ranks
+    ranks_per_engine: so many neighbouring ranks are one engine; they sample the same requests, and the first answers.
+    """
+
+    def __init__(self, ranks: Ranks, ranks_per_engine: int = 1) -> None:
+        self.ranks, self.ranks_per_engine = ranks, ranks_per_engine
         self.version = 0
+        self.weights_of: Callable[[], Weights] | None = None
 
     def generate(self, prompts: list[Prompt], sampling: Sampling) -> list[Rollout]:
         """G rollouts of every prompt, in order of prompt, then sample; the ranks share the work."""
@@ -66,11 +70,13 @@ class RolloutEngine:
             for _ in range(sampling.samples):
                 requests.append(Request(prompt, group, self._seed(sampling, prompt, said[prompt.index])))
                 said[prompt.index] += 1
-        mine = requests[self.ranks.index :: self.ranks.count]
+        engine, part = divmod(self.ranks.index, self.ranks_per_engine)
+        engines = self.ranks.count // self.ranks_per_engine
+        mine = requests[engine::engines]
         made = [self._rollout(request, done) for request, done in zip(mine, self.sample(mine, sampling), strict=True)]
         rollouts: list[Rollout | None] = [None] * len(requests)
-        for rank, share in enumerate(self.ranks.gather_objects(made)):
-            rollouts[rank :: self.ranks.count] = share
+        for other, share in enumerate(self.ranks.gather_objects(made if part == 0 else None)[:: self.ranks_per_engine]):
+            rollouts[other::engines] = share
         return rollouts
 
     def sample(self, requests: list[Request], sampling: Sampling) -> list[Completion]:
@@ -80,6 +86,10 @@ class RolloutEngine:
     def load(self, weights: Weights, version: int) -> None:
         """Take new weights, which every rank streams in lockstep."""
         raise NotImplementedError
+
+    def follow(self, weights_of: Callable[[], Weights]) -> None:
+        """From now on the weights that were last loaded can be had again: an engine need not keep them asleep."""
+        self.weights_of = weights_of
 
     def close(self) -> None:
         """Free what the engine holds."""

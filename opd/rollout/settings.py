@@ -32,7 +32,11 @@ class RolloutSettings(Record):
     gpu_memory_share: Annotated[float, Field(gt=0, lt=1)] = 0.3
     """vLLM's share of a GPU beside the trainer."""
     sleep: bool = True
-    """Free vLLM's GPU memory while the trainer works (no effect on a CPU)."""
+    """Free vLLM's GPU memory while the trainer works."""
+    sleep_level: Literal[1, 2] = 1
+    """1 keeps sleeping weights in main memory, 2 drops them: the trainer's stream in anew before each sampling."""
+    tensor_parallel: PositiveInt = 1
+    """So many neighbouring ranks of a machine hold one vLLM engine together, each with its part of every matrix."""
 
     @model_validator(mode="after")
     def _path_only_where_read(self) -> RolloutSettings:
@@ -42,9 +46,22 @@ class RolloutSettings(Record):
             )
         return self
 
+    @model_validator(mode="after")
+    def _level_of_a_sleep(self) -> RolloutSettings:
+        if not self.sleep and self.sleep_level != 1:
+            raise ValueError("'sleep_level' has no effect without 'sleep'; remove it, or set sleep: true")
+        return self
+
+    @property
+    def for_gpu(self) -> list[str]:
+        """The settings that were changed and that only vLLM on a GPU reads."""
+        return self._changed("gpu_memory_share", "sleep", "sleep_level")
+
     @property
     def for_vllm(self) -> list[str]:
         """The settings that were changed and that only vLLM reads."""
+        return self._changed("kv_cache_mib", "tensor_parallel") + self.for_gpu
+
+    def _changed(self, *names: str) -> list[str]:
         fields = type(self).model_fields
-        names = ("kv_cache_mib", "gpu_memory_share", "sleep")
         return [name for name in names if getattr(self, name) != fields[name].default]

@@ -39,9 +39,9 @@ def start_engine(
 ) -> RolloutEngine:
     """The engine that the settings name, holding `model`; EngineError in one line if it can't start.
 
-    seed: keys the draws of rollouts that have no seed of their own, together with the rank.
+    seed: keys the draws of rollouts that have no seed of their own, together with the engine's number.
     """
     module, name = ENGINES[engine_type(settings)]
     engine = getattr(importlib.import_module(module), name)
-    seed = seed_for("engine", seed, ranks.index)
+    seed = seed_for("engine", seed, ranks.index // settings.tensor_parallel)
     return engine(model, settings, ranks, dtype=dtype, max_tokens=max_tokens, stop=stop, seed=seed, revision=revision)

@@ -12,10 +12,19 @@ from opd.errors import EngineError
 from opd.models import as_stored, load_config
 from opd.rollout.engine import Completion, Request, RolloutEngine, Sampling, Weights
 from opd.rollout.settings import RolloutSettings
+from opd.seeds import seed_for
+
+WEIGHTS, CACHE = "weights", "kv_cache"
+"""vLLM's names of what sleeps."""
 
 
 class VLLMEngine(RolloutEngine):
-    """One vLLM engine a rank. `model` is a folder or hub id; `max_tokens` bounds prompt and completion together."""
+    """One vLLM engine a rank, or over `tensor_parallel` neighbours, all of which see the same requests.
+
+    `model` is a folder or hub id; `max_tokens` bounds prompt and completion together. On a GPU it sleeps while the
+    trainer works: at level 1 with its weights in main memory, at level 2 without; then `load` only notes the version,
+    and the next sampling streams in what `follow` named. Until that was called, it keeps to level 1.
+    """
 
     def __init__(
         self,
@@ -29,15 +38,20 @@ class VLLMEngine(RolloutEngine):
         seed: int = 0,
         revision: str | None = None,
     ) -> None:
-        super().__init__(ranks)
+        super().__init__(ranks, settings.tensor_parallel if ranks.initialized else 1)
         _environment()
         self.stop, self.config = stop, load_config(model, revision)
-        self.sleeps = settings.sleep and torch.cuda.is_available()
+        self.seed, self.calls = seed, 0
+        self.sleep_level = settings.sleep_level if settings.sleep and torch.cuda.is_available() else 0
+        self.asleep: set[str] = set()
+        self.is_empty = False
         try:
             from vllm import LLM
 
             if ranks.initialized:
                 _keep_process_group()
+            if self.ranks_per_engine > 1 and not torch.cuda.is_available():
+                _speak_by_gloo()
             self.llm = LLM(
                 model,
                 revision=revision,
@@ -46,6 +60,7 @@ class VLLMEngine(RolloutEngine):
                 logprobs_mode="processed_logprobs",
                 seed=seed % 2**31,
                 distributed_executor_backend="external_launcher" if ranks.initialized else None,
+                tensor_parallel_size=self.ranks_per_engine,
                 disable_log_stats=True,
                 use_tqdm_on_load=False,
                 **_device_settings(settings, max_tokens),
@@ -60,7 +75,13 @@ class VLLMEngine(RolloutEngine):
     def sample(self, requests: list[Request], sampling: Sampling) -> list[Completion]:
         from vllm import SamplingParams
 
-        self._wake()
+        if self.is_empty:
+            self._fill(self.weights_of())
+        self._wake(WEIGHTS, CACHE)
+        if self.ranks_per_engine > 1:  # each rank draws for itself what all must draw alike
+            self.ranks.barrier()  # the trainer's NCCL traffic ends before the engine's begins (trl issue 3671)
+            self.calls += 1
+            torch.manual_seed(seed_for("draws", self.seed, self.calls))
         self.llm.reset_prefix_cache()  # of other weights, or of other prompts: what is sampled must not depend on it
         prompts = [{"prompt_token_ids": request.prompt.token_ids} for request in requests]
         params = [
@@ -81,12 +102,10 @@ class VLLMEngine(RolloutEngine):
         return [_completion(output.outputs[0]) for output in outputs]
 
     def load(self, weights: Weights, version: int) -> None:
-        self._wake()
-        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": as_stored(self.config, weights)})
-        if not torch.cuda.is_available() and self.llm.model_config.hf_text_config.tie_word_embeddings:
-            self.llm.apply_model(_repack_head)
         self.version = version
-        self._rest()
+        if not self.is_empty:
+            self._fill(weights)
+            self._rest()
 
     def close(self) -> None:
         self.llm.llm_engine.engine_core.shutdown()
@@ -95,13 +114,24 @@ class VLLMEngine(RolloutEngine):
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _wake(self) -> None:
-        if self.sleeps:
-            self.llm.wake_up()
+    def _fill(self, weights: Weights) -> None:
+        self._wake(WEIGHTS)
+        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": as_stored(self.config, weights)})
+        if not torch.cuda.is_available() and self.llm.model_config.hf_text_config.tie_word_embeddings:
+            self.llm.apply_model(_repack_head)
+        self.is_empty = False
+
+    def _wake(self, *parts: str) -> None:
+        if waking := [part for part in parts if part in self.asleep]:
+            torch.cuda.empty_cache()  # what the trainer let go is the engine's now
+            self.llm.wake_up(tags=waking)
+            self.asleep -= set(waking)
 
     def _rest(self) -> None:
-        if self.sleeps:
-            self.llm.sleep(level=1)
+        if self.sleep_level:
+            self.is_empty = self.sleep_level == 2 and self.weights_of is not None
+            self.llm.sleep(level=2 if self.is_empty else 1)
+            self.asleep = {WEIGHTS, CACHE}
 
 
 def _completion(output) -> Completion:
@@ -121,6 +151,13 @@ def _keep_process_group() -> None:
     import vllm.v1.engine.core
 
     vllm.v1.engine.core.cleanup_dist_env_and_memory = gc.collect
+
+
+def _speak_by_gloo() -> None:
+    """On a CPU, vLLM's shared memory has one name for all jobs of a machine, and outlives a process that just ends."""
+    from vllm.distributed.device_communicators.cpu_communicator import CpuCommunicator
+
+    CpuCommunicator._all_group_ranks_share_shm_group_name = lambda self: False
 
 
 def _environment() -> None:

@@ -34,4 +34,7 @@ class Teacher(Protocol):
         """The whole step's rollouts, for a teacher that works ahead."""
 
     def score(self, batch: Batch) -> TeacherScores:
-        """What the teacher says at the batch's trained positions."""
+        """What the teacher says at the batch's trained positions; every rank asks as often."""
+
+    def rest(self) -> None:
+        """No batch follows for now: its weights may leave the device, but for what scores that are out hold."""

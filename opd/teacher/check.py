@@ -6,16 +6,18 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from opd.batch import Prompt, Rollout
+from opd.distributed import Ranks
 from opd.errors import ModelError
 from opd.head.pay import DensePay
 from opd.head.settings import HeadSettings
 from opd.head.weights import HiddenStates
 from opd.lora import effective_weight
 from opd.objectives import OBJECTIVES
-from opd.packing import Layout, lay_out
+from opd.packing import Layout, lay_out, piece_of
 from opd.reading import backbone, head_weights, plain_head, trained_states
 from opd.student import Student
 from opd.teacher.local import LocalTeacher
+from opd.ulysses import share_attention
 
 
 def check_tokenizers(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:
@@ -60,6 +62,30 @@ def check_reading(model: PreTrainedModel, prompts: list[Prompt], layout: Layout,
         raise ModelError(
             f"{name!r}: our log-probs are {error:.2g} nats from the model's own: positions, shift or head of this "
             "architecture are not understood; please report the model"
+        )
+
+
+def share_checked(model: PreTrainedModel, prompts: list[Prompt], layout: Layout, ranks: Ranks, name: str) -> None:
+    """`share_attention`; ModelError on every rank where states of a piece are not the whole's on one. Collective.
+
+    Of something that goes along the sequence beside attention, a piece knows no beginning.
+    """
+    rollouts = [_as_rollout(prompt, cut=i) for i, prompt in enumerate(prompts)]
+    whole = lay_out(rollouts, list(range(len(rollouts))), layout=layout).to(model.device)
+    piece = piece_of(whole, ranks.piece, ranks.pieces)
+    with torch.no_grad():
+        expected_CH = trained_states(backbone(model), whole)[0][torch.isin(whole.row_C, piece.row_C)]
+        share_attention(model, ranks.sequence_group)
+        try:
+            got_CH = trained_states(backbone(model), piece)[0]
+        except AssertionError as error:  # DeepSpeed's, of shapes and positions, on every rank
+            reason = str(error).strip().splitlines()[0]
+            raise ModelError(f"{name!r}: {reason}; set sequence_parallel_size to 1") from None
+    error = float((got_CH - expected_CH).abs().sum() / expected_CH.abs().sum().clamp_min(1e-12))
+    if not ranks.agree(error < (0.1 if model.dtype == torch.bfloat16 else 1e-3)):
+        raise ModelError(
+            f"{name!r}: hidden states change when {ranks.pieces} ranks share a sequence: something of this "
+            "architecture goes along the sequence beside attention; set sequence_parallel_size to 1"
         )
 
 

@@ -68,9 +68,10 @@ def _obstacle(recipe: Recipe, teacher: Any, ranks: int) -> tuple[str, str] | Non
 
 def _shape(recipe: Recipe, student: Any, teacher: Any, ranks: int) -> HeadShape:
     """The head's work in the largest micro-batch of a rank."""
-    rollouts = -(-recipe.prompts_per_step * recipe.rollout.samples_per_prompt // ranks)
+    pieces = recipe.sequence_parallel_size
+    rollouts = -(-recipe.prompts_per_step * recipe.rollout.samples_per_prompt // (ranks // pieces))
     return HeadShape(
-        rows=min(recipe.token_budget, rollouts * recipe.rollout.max_new_tokens),
+        rows=min(-(-recipe.token_budget // pieces), rollouts * recipe.rollout.max_new_tokens),
         hidden=text_config(student).hidden_size,
         teacher_hidden=text_config(teacher).hidden_size,
         vocabulary=text_config(teacher).vocab_size,

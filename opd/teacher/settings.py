@@ -24,3 +24,7 @@ class LocalTeacherSettings(ModelSettings, TeacherSettings):
     type: Literal["local"] = "local"
     head: Literal["auto", "whole", "by_vocabulary"] = "auto"
     """Its lm_head on each rank: whole, or a part by vocabulary; auto cuts it where that frees memory, and says why."""
+    shard: Literal["none", "zero3"] = "none"
+    """Its weights on each rank: all of them, or by ZeRO-3 a part of each, whatever stage the student is under."""
+    offload: bool = False
+    """Its weights are in main memory except while it scores (its head: while the step needs it); CUDA only."""

@@ -1,7 +1,6 @@
 """Real engines: what they sample, what they say about it, and that they follow the trainer's weights."""
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,9 +15,8 @@ from opd.prompts import render
 from opd.rollout.engine import RolloutEngine, Sampling
 from opd.rollout.settings import RolloutSettings
 from opd.rollout.start import start_engine
-from opd.rollout.vllm import VLLMEngine
 from opd.student import Student
-from tests.test_architectures import FAMILIES, made
+from tests.test_architectures import FAMILIES
 
 ENGINES = [pytest.param("vllm", marks=pytest.mark.engine), "transformers"]
 SAMPLING = Sampling(samples=3, max_new_tokens=16, temperature=1.0, seed_key=("test", 0))
@@ -156,18 +154,6 @@ def test_the_engine_follows_a_model_that_caps_attention_and_whose_head_is_its_em
     engine = start(kind, tmp_path, end_token(toy))
     follows(engine, tmp_path, toy)
     engine.close()
-
-
-def test_vllm_is_handed_what_a_checkpoint_holds():
-    """Experts one by one, where the model in memory has them fused; no engine starts."""
-    engine, handed = VLLMEngine.__new__(VLLMEngine), []
-    engine.config, engine.sleeps = FAMILIES["mixtral"], False
-    engine.llm = SimpleNamespace(
-        collective_rpc=lambda _, kwargs: handed.extend(name for name, _ in kwargs["weights_iterator"]),
-        model_config=SimpleNamespace(hf_text_config=engine.config),
-    )
-    engine.load(made("mixtral", 0).named_parameters(), 1)
-    assert sum("experts.3" in name for name in handed) == 2 * 3 and not any("gate_up" in name for name in handed)
 
 
 def test_the_engine_samples_from_the_merged_model(engine: RolloutEngine, toy: Path):

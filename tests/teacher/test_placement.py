@@ -84,6 +84,12 @@ def test_what_can_not_be_cut_is_refused_where_it_was_asked_for_and_said_where_it
     assert placed(recipe("whole", name), **more).ranks == 1
 
 
+def test_ranks_that_share_sequences_have_a_piece_of_each_micro_batch():
+    """A rank has half of the tokens that one alone would have."""
+    got = placed(recipe("auto", sequence_parallel_size=2))
+    assert "at 512 trained tokens a micro-batch (token_budget 1024)" in got.words
+
+
 def test_what_the_recipe_says_is_done():
     small = place_head(recipe("by_vocabulary"), config(64), config(128), 2)
     assert small.words == "the teacher's head by vocabulary over 2 ranks: as the recipe says"

@@ -2,7 +2,8 @@
 
     python -m tests.workers.ranks gradients|nonfinite|steps PRECISION FOLDER SHAPE…
 
-SHAPE: tied, untied, checkpointed, adapted (with adapters on every layer, untied on the head too), by_vocabulary.
+SHAPE: tied, untied, checkpointed, adapted (with adapters on every layer, untied on the head too), by_vocabulary,
+pieces (some cases once more, named pieces-…, by two ranks that share every sequence, a long one among them).
 
 Rank 0 leaves its findings as FOLDER/<case>.pt, and `steps` the exported student beside them.
 """
@@ -17,14 +18,18 @@ import torch
 from deepspeed.utils import safe_get_full_grad, safe_get_full_optimizer_state
 
 from opd import distributed
+from opd.batch import Rollout
 from opd.distributed import Ranks, Trainer, Update, gathered
 from opd.models import DTYPES
 from opd.parts import optimizer_for
+from opd.step import Outcome, Run
+from opd.ulysses import share_attention
 from opd.vocab_ranks import RankShard
 from recipes.quickstart.make_models import character_tokenizer
 from tests import cases
+from tests.workers.pieces import LONG, long_rollouts
 
-OPTIMIZER = {"lr": 1e-2, "schedule": "constant", "weight_decay": 0.5, "max_grad_norm": 0.05}
+OPTIMIZER = {"lr": 1e-2, "betas": [0.8, 0.95], "schedule": "constant", "weight_decay": 0.5, "max_grad_norm": 0.05}
 
 
 BF16 = ("all", "soft_or_batch", "three_terms", "sampled", "uskd")
@@ -57,21 +62,20 @@ def gradients(trainer: Trainer, ranks: Ranks, precision: str, folder: Path) -> N
     if "adapted" in sys.argv:
         names = ("soft_or_batch", "tsdkd")
     work = [(name, budget, cases.rollouts()) for name in names for budget in (40, 4096)]
-    lonely = [("soft_or_batch", 1, cases.rollouts()[2:3])]  # named budget 1: one rollout, so other ranks have none
-    for name, budget, rollouts in work + lonely:
-        grads: dict[str, torch.Tensor] = {}
-
-        def update(lr: float, grads: dict[str, torch.Tensor] = grads) -> Update:
-            for key, parameter in trained(trainer).items():
-                grads[key] = safe_get_full_grad(parameter).clone()
-            trainer._discard_gradient()
-            return Update(skipped=False, grad_norm=0.0)
-
-        trainer.update = update
+    work += [("soft_or_batch", 1, cases.rollouts()[2:3])]  # named budget 1: one rollout, so other ranks have none
+    jobs = [("", ranks, *job) for job in work]
+    if "pieces" in sys.argv:
+        shared, own = Ranks(ranks.device, 2), cases.rollouts()
+        work = [("soft_or_batch", 40, own), ("soft_or_rollout", 4096, own), ("soft_or_batch", LONG, long_rollouts())]
+        jobs += [("pieces-", shared, *job) for job in work]
+    for prefix, ranks, name, budget, rollouts in jobs:
         chosen = cases.recipe(name, token_budget=max(40, budget))
         trainer.student.layer_share = chosen.layer_share
         run = cases.run(chosen, trainer=trainer, tied=True, dtype=DTYPES[precision], ranks=ranks, teacher=teacher)
-        outcome = cases.taken(run, rollouts)
+        if ranks.pieces > 1:
+            for read in (trainer.student.model, run.teacher.model, run.reference.model):
+                share_attention(read, ranks.sequence_group)
+        outcome, grads = gradient(run, rollouts)
         found = {
             "loss": outcome.metrics["loss"],
             "grads": grads,
@@ -81,7 +85,21 @@ def gradients(trainer: Trainer, ranks: Ranks, precision: str, folder: Path) -> N
             "rollouts": [r.token_ids for r in outcome.rollouts],
         }
         if ranks.is_main:
-            torch.save(found, folder / f"{name}-{budget}.pt")
+            torch.save(found, folder / f"{prefix}{name}-{budget}.pt")
+
+
+def gradient(run: Run, rollouts: list[Rollout]) -> tuple[Outcome, dict[str, torch.Tensor]]:
+    """A step in which no weight moves, and the full gradient of all that trains."""
+    trainer, grads = run.trainer, {}
+
+    def update(lr: float) -> Update:
+        for key, parameter in trained(trainer).items():
+            grads[key] = safe_get_full_grad(parameter).clone()
+        trainer._discard_gradient()
+        return Update(skipped=False, grad_norm=0.0)
+
+    trainer.update = update
+    return cases.taken(run, rollouts), grads
 
 
 def steps(trainer: Trainer, ranks: Ranks, precision: str, folder: Path) -> None:
@@ -105,6 +123,16 @@ def steps(trainer: Trainer, ranks: Ranks, precision: str, folder: Path) -> None:
     trainer.student.export(folder / "model", character_tokenizer(), writes=ranks.is_main)
     if ranks.is_main:
         torch.save(found, folder / "steps.pt")
+
+
+def several(trainer: Trainer, ranks: Ranks, precision: str, folder: Path) -> None:
+    """Four steps on other rollouts each, at a rate that changes and averages that are not the default."""
+    chosen = cases.recipe("soft_or_batch", token_budget=40, optimizer=OPTIMIZER | {"lr": 1e-3, "schedule": "linear"})
+    run = cases.run(chosen, trainer=trainer, dtype=DTYPES[precision], ranks=ranks)
+    found = {index: (cases.taken(run, cases.rollouts(index), index).metrics, weights(trainer)) for index in range(4)}
+    found["optimizer"] = type(trainer.engine.basic_optimizer).__name__
+    if ranks.is_main:
+        torch.save(found, folder / "several.pt")
 
 
 def nonfinite(trainer: Trainer, ranks: Ranks, precision: str, folder: Path) -> None:

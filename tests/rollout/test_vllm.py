@@ -1,0 +1,161 @@
+"""What the engine tells vLLM, with stand-ins for its LLM: weights by their stored names, sleep and waking, shares."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from opd.batch import Prompt
+from opd.distributed import Ranks
+from opd.rollout.engine import Completion, Request, RolloutEngine, Sampling
+from opd.rollout.vllm import VLLMEngine
+from tests.test_architectures import FAMILIES, made
+
+GREEDY = Sampling(1, 4, 0.0)
+
+
+class Told:
+    """Stands for vLLM's LLM on a GPU: notes what it was told, and fails where a real one would."""
+
+    def __init__(self, config: Any) -> None:
+        self.said: list[str] = []
+        self.handed: list[str] = []
+        self.there = {"weights", "kv_cache"}
+        self.model_config = SimpleNamespace(hf_text_config=config)
+
+    def sleep(self, level: int) -> None:
+        self.said.append(f"sleep {level}")
+        self.there, self.lost = set(), level == 2
+
+    def wake_up(self, tags: list[str]) -> None:
+        assert not set(tags) & self.there, "vLLM would leave the others asleep"
+        self.there |= set(tags)
+        self.said.append(f"wake {' '.join(tags)}")
+
+    def collective_rpc(self, method: str, kwargs: dict[str, Any]) -> None:
+        assert method == "reload_weights" and "weights" in self.there, "written into memory that is not there"
+        self.handed = [name for name, _ in kwargs["weights_iterator"]]
+        self.lost = False
+        self.said.append("reload")
+
+    def reset_prefix_cache(self) -> None:
+        pass
+
+    def generate(self, prompts: list[Any], params: list[Any], use_tqdm: bool) -> list[Any]:
+        assert self.there == {"weights", "kv_cache"} and not self.lost, "sampled without weights"
+        self.said.append("generate")
+        said = SimpleNamespace(token_ids=[2], logprobs=[{2: SimpleNamespace(logprob=-1.0)}], finish_reason="stop")
+        return [SimpleNamespace(outputs=[said]) for _ in prompts]
+
+
+def engine_at(level: int, family: str = "llama") -> VLLMEngine:
+    """An engine that has just started and rests."""
+    engine = VLLMEngine.__new__(VLLMEngine)
+    RolloutEngine.__init__(engine, Ranks())
+    engine.config, engine.stop, engine.sleep_level, engine.asleep, engine.is_empty = (
+        FAMILIES[family],
+        [2],
+        level,
+        set(),
+        False,
+    )
+    engine.llm = Told(engine.config)
+    engine.llm.lost = False
+    engine._rest()
+    return engine
+
+
+def told(engine: VLLMEngine) -> list[str]:
+    """What was said since the last look."""
+    said, engine.llm.said = engine.llm.said, []
+    return said
+
+
+@pytest.fixture(autouse=True)
+def parameters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM's own import takes seconds."""
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(SamplingParams=dict))
+
+
+def test_vllm_is_handed_what_a_checkpoint_holds():
+    """Experts one by one, where the model in memory has them fused."""
+    engine = engine_at(0, "mixtral")
+    engine.load(made("mixtral", 0).named_parameters(), 1)
+    handed = engine.llm.handed
+    assert sum("experts.3" in name for name in handed) == 2 * 3 and not any("gate_up" in name for name in handed)
+    assert told(engine) == ["reload"], "on a CPU nothing sleeps"
+
+
+def test_at_level_1_only_weights_wake_for_new_ones():
+    engine, request = engine_at(1), Request(Prompt(0, [1, 3]), 0, None)
+    engine.follow(lambda: pytest.fail("its weights are in main memory"))
+    assert told(engine) == ["sleep 1"]
+    engine.load(made("llama", 0).named_parameters(), 1)
+    assert told(engine) == ["wake weights", "reload", "sleep 1"] and engine.version == 1
+    for _ in range(2):
+        engine.sample([request], GREEDY)
+        assert told(engine) == ["wake weights kv_cache", "generate", "sleep 1"]
+
+
+def test_at_level_2_dropped_weights_come_anew_before_each_sampling():
+    """Loaded weights are not streamed into an engine that would drop them: the next sampling takes the trainer's."""
+    engine, request = engine_at(2), Request(Prompt(0, [1, 3]), 0, None)
+    engine.sample([request], GREEDY)
+    assert told(engine) == ["sleep 1", "wake weights kv_cache", "generate", "sleep 1"], "nobody could give them again"
+    engine.follow(made("llama", 0).named_parameters)
+    engine.sample([request], GREEDY)
+    assert told(engine) == ["wake weights kv_cache", "generate", "sleep 2"]
+    engine.load(iter(()), 7)
+    assert told(engine) == [] and engine.version == 7
+    for _ in range(2):
+        engine.llm.handed = []
+        engine.sample([request], GREEDY)
+        assert told(engine) == ["wake weights", "reload", "wake kv_cache", "generate", "sleep 2"]
+        assert "model.embed_tokens.weight" in engine.llm.handed
+
+
+class Threads(Ranks):
+    """Ranks that are threads of this process."""
+
+    def __init__(self, index: int, items: list[Any], meet: threading.Barrier) -> None:
+        super().__init__()
+        self.index, self.count, self.items, self.meet = index, len(items), items, meet
+
+    def gather_objects(self, item: Any) -> list[Any]:
+        self.items[self.index] = item
+        self.meet.wait(10)
+        return list(self.items)
+
+
+class Echo(RolloutEngine):
+    """Answers each request with its group and its seed, and notes what it was asked."""
+
+    def sample(self, requests: list[Request], sampling: Sampling) -> list[Completion]:
+        self.asked = [(request.group, request.seed) for request in requests]
+        return [Completion([request.group, request.seed % 100], [0.0, 0.0], "stop") for request in requests]
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4])
+def test_ranks_of_one_engine_are_asked_the_same_and_every_rank_gets_all_in_order(parts: int):
+    items, meet = [None] * 4, threading.Barrier(4)
+    engines = [Echo(Threads(index, items, meet), parts) for index in range(4)]
+    prompts, made = [Prompt(i, [1, 3]) for i in range(5)], [None] * 4
+
+    def generate(index: int) -> None:
+        made[index] = engines[index].generate(prompts, Sampling(2, 2, 1.0, ("key",)))
+
+    threads = [threading.Thread(target=generate, args=(index,)) for index in range(4)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    assert made[0] == made[1] == made[2] == made[3]
+    alone = Echo(Ranks()).generate(prompts, Sampling(2, 2, 1.0, ("key",)))
+    assert made[0] == alone and [r.group for r in alone] == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    asked = [engine.asked for engine in engines]
+    assert all(asked[i] == asked[j] for i in range(4) for j in range(4) if i // parts == j // parts)
+    assert sum(len(asked[i]) for i in range(0, 4, parts)) == 10, "nothing is sampled twice"
