@@ -45,14 +45,17 @@ def test_strips_are_the_whole_logits_in_every_sweep(keeps, tile_bytes):
 def test_strips_and_blocks_cover_each_column_once(tile_bytes):
     student, _ = pair()
     strips = strips_of(student, None, False, tile_bytes=tile_bytes)
-    columns = []
+    seen = 0
     for strip in strips:
-        assert strip.start == strips.rows_of(strip).start == len(columns)
-        for within, logits in strip.blocks():
-            height = len(range(*within.indices(len(strip.student_vn))))
-            assert logits["student"].shape == (N, height)
-            columns += range(strip.start + within.start, strip.start + within.start + height)
-    assert columns == list(range(V))
+        assert strip.start == strips.rows_of(strip).start == seen
+        strip.student_vn[:] = torch.arange(seen, seen + len(strip.student_vn))[:, None]
+        for logits in strip.blocks():
+            columns = torch.arange(seen, seen + logits["student"].shape[1]).double()
+            assert torch.equal(logits["student"], columns.expand(N, -1))
+            logits["student"].zero_()
+            seen += len(columns)
+        assert not strip.student_vn.any(), "what is written to a block stands in the strip"
+    assert seen == V
 
 
 @every_tile
