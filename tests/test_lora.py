@@ -83,8 +83,8 @@ def test_gradient_checkpointing_does_not_change_the_gradient():
 @pytest.mark.parametrize(("targets", "wants"), [(ATTENTION, False), (["lm_head"], True)], ids=["below", "head"])
 def test_only_a_head_with_an_adapter_takes_memory_for_its_gradient(targets, wants, monkeypatch):
     class Watched(head_loss.Gradients):
-        def __init__(self, *given):
-            super().__init__(*given)
+        def __init__(self, *given, **more):
+            super().__init__(*given, **more)
             seen.append(self.weight_VH is not None)
 
     seen = []
