@@ -63,7 +63,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _plain(work: Work, reason: str) -> Work:
-    warnings.warn(f"head_kernels: {type(work).__name__} runs as plain torch: {reason}", stacklevel=2)
+    warnings.warn(f"head_kernels: plain torch instead of a fused kernel: {reason}", stacklevel=2)  # once a reason
     return work
 
 
