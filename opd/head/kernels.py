@@ -25,6 +25,9 @@ KERNELS: dict[tuple, Work] = {}
 SECONDS: list[float] = []
 """How long each first call of a kernel took, its compilation with it."""
 
+SAID: set[str] = set()
+"""Why something runs plain, each told once: a compiler forgets what Python has warned of."""
+
 
 def run(work: Work, given: Given, *, fuse: bool) -> Given:
     """What the work gives; blocks of one row or column are not worth a kernel of their own."""
@@ -40,6 +43,7 @@ def forget() -> None:
     """As in a new process."""
     KERNELS.clear()
     SECONDS.clear()
+    SAID.clear()
 
 
 def _first(work: Work, given: Given) -> Work:
@@ -63,7 +67,9 @@ def _first_line(error: Exception) -> str:
 
 
 def _plain(work: Work, reason: str) -> Work:
-    warnings.warn(f"head_kernels: plain torch instead of a fused kernel: {reason}", stacklevel=2)  # once a reason
+    if reason not in SAID:
+        SAID.add(reason)
+        warnings.warn(f"head_kernels: plain torch instead of a fused kernel: {reason}", stacklevel=2)
     return work
 
 
