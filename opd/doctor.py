@@ -42,6 +42,7 @@ from opd.rollout.start import engine_type
 from opd.stop import StopTokens, stops_of
 from opd.teacher.check import check_tokenizers, check_vocabularies
 from opd.teacher.placement import Placement, place_head
+from opd.ulysses import check_shared_sequences
 
 
 @runtime_checkable
@@ -218,53 +219,6 @@ def check_ranks(recipe: Recipe) -> None:
             f"{ranks // pieces} data ranks share prompts_per_step {recipe.prompts_per_step}: a rank would be idle; "
             f"raise prompts_per_step to {ranks // pieces} or more, or launch fewer processes"
         )
-
-
-def check_shared_sequences(recipe: Recipe, spec: ModelSettings, config: Any) -> None:
-    """RecipeError if the model can't be read by ranks that share its sequences."""
-    if recipe.sequence_parallel_size > 1 and (obstacle := _sequence_obstacle(recipe, spec, text_config(config))):
-        raise RecipeError(f"sequence_parallel_size {recipe.sequence_parallel_size} and {spec.model!r}: {obstacle}")
-
-
-def _sequence_obstacle(recipe: Recipe, spec: ModelSettings, config: Any) -> str | None:
-    """What is in the way, and the way out."""
-    size, kernel = recipe.sequence_parallel_size, spec.attention
-    if recipe.teacher.shard == "zero3" or recipe.teacher.offload:
-        return "not yet beside teacher.shard: zero3 or teacher.offload; leave out one of them"
-    heads = getattr(config, "num_attention_heads", 0)
-    keys = getattr(config, "num_key_value_heads", None) or heads
-    if not heads or heads % size:
-        return f"{heads} attention heads can't be shared equally; take a divisor of {heads}"
-    if keys % size and size % keys:
-        return f"{keys} key-value heads are neither a multiple nor a divisor of it; take one that divides {keys}"
-    if kernel == "eager":
-        return "attention: eager needs a mask of the whole sequence; set attention to sdpa or flash_attention_2"
-    if kernel == "sdpa" and recipe.student.attention == "flash_attention_2":
-        return "the student packs rollouts in a row, and sdpa has no mask that parts them; give both one kernel"
-    if other := sorted(set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}):
-        return f"its layers of type {', '.join(other)} go along the sequence beside attention; set it to 1"
-    if kernel == "sdpa" and (window := _window(config)) and window < recipe.token_budget:
-        return (
-            f"sdpa has no mask for its window of {window} tokens; set attention: flash_attention_2, "
-            f"or token_budget to {window} or less"
-        )
-    if stretched := sorted(_rope_types(config) & {"dynamic", "longrope"}):
-        return f"its rotary positions ({stretched[0]}) change with the length that a rank sees; set it to 1"
-    return None
-
-
-def _window(config: Any) -> int | None:
-    """The sliding window of some layer, if there is one."""
-    types = getattr(config, "layer_types", None)
-    slides = types is None or "sliding_attention" in types
-    return getattr(config, "sliding_window", None) if slides else None
-
-
-def _rope_types(config: Any) -> set[str]:
-    """Kinds of rotary positions, of one set of parameters or of one for each type of layer."""
-    given = getattr(config, "rope_parameters", None) or {}
-    each = [given, *(part for part in given.values() if isinstance(part, dict))]
-    return {part["rope_type"] for part in each if "rope_type" in part}
 
 
 def check_teacher_weights(recipe: Recipe) -> None:
