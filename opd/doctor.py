@@ -40,7 +40,7 @@ from opd.rollout.engine import RolloutEngine
 from opd.rollout.files import read_rollouts, recorded_temperature, step_file
 from opd.stop import StopTokens, stops_of
 from opd.teacher.check import check_tokenizers, check_vocabularies
-from opd.teacher.placement import Placement, place_head
+from opd.teacher.placement import Placement, check_weights, place_head
 from opd.ulysses import check_shared_sequences
 
 
@@ -79,7 +79,7 @@ def check(recipe: Recipe, make_evaluation: MakeEvaluation) -> Checked:
     check_machine(recipe)
     check_needs(recipe)
     check_ranks(recipe)
-    check_teacher_weights(recipe)
+    check_weights(recipe.teacher, world_size())
     student, teacher = recipe.student, recipe.teacher
     tokenizer = load_tokenizer(student.model, student.revision)
     teacher_tokenizer = load_tokenizer(teacher.model, teacher.revision)
@@ -217,18 +217,6 @@ def check_ranks(recipe: Recipe) -> None:
         raise RecipeError(
             f"{ranks // pieces} data ranks share prompts_per_step {recipe.prompts_per_step}: a rank would be idle; "
             f"raise prompts_per_step to {ranks // pieces} or more, or launch fewer processes"
-        )
-
-
-def check_teacher_weights(recipe: Recipe) -> None:
-    """RecipeError where the teacher's weights can't be shared, or would be in main memory anyway."""
-    if recipe.teacher.shard == "zero3" and world_size() == 1:
-        raise RecipeError(
-            "'teacher.shard: zero3' can't be had: there is one rank; launch more processes, or set teacher.shard=none"
-        )
-    if recipe.teacher.offload and not torch.cuda.is_available():
-        raise RecipeError(
-            "'teacher.offload: true' has no effect without a GPU: all weights are in main memory anyway; remove it"
         )
 
 

@@ -1,14 +1,17 @@
-"""Where the teacher's head lies: whole on every rank, or each rank a part of the vocabulary."""
+"""Where the teacher lies: its head whole on every rank or by vocabulary, its weights here, in parts or in waiting."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from opd.config import Recipe
 from opd.errors import RecipeError
 from opd.head.cost import HeadShape, rank_bytes
 from opd.models import DTYPES, text_config
+from opd.teacher.settings import LocalTeacherSettings
 
 WORTH_BYTES = 1 << 30
 """`auto` cuts the head where a rank wins this or more: less is not worth sending every token's states to every rank."""
@@ -30,6 +33,18 @@ class Placement:
         """One line for the user."""
         place = "whole on each rank" if self.ranks == 1 else f"by vocabulary over {self.ranks} ranks"
         return f"the teacher's head {place}: {self.why}"
+
+
+def check_weights(settings: LocalTeacherSettings, ranks: int) -> None:
+    """RecipeError where the teacher's weights can't be shared, or would be in main memory anyway."""
+    if settings.shard == "zero3" and ranks == 1:
+        raise RecipeError(
+            "'teacher.shard: zero3' can't be had: there is one rank; launch more processes, or set teacher.shard=none"
+        )
+    if settings.offload and not torch.cuda.is_available():
+        raise RecipeError(
+            "'teacher.offload: true' has no effect without a GPU: all weights are in main memory anyway; remove it"
+        )
 
 
 def place_head(recipe: Recipe, student: Any, teacher: Any, ranks: int) -> Placement:
