@@ -1,4 +1,4 @@
-"""Ranks, and the student under DeepSpeed: the only file that names accelerate's and DeepSpeed's process groups.
+"""Ranks, and the student under DeepSpeed: the only file that starts accelerate and makes process groups.
 
 `Ranks` counts and gathers; `Trainer` holds the sharded student and is the one place where a gradient becomes a step.
 """
@@ -231,7 +231,7 @@ def world_size() -> int:
 
 
 def local_world_size() -> int:
-    """Data ranks of this machine according to the launcher."""
+    """Ranks of this machine according to the launcher, before any process group exists."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
 
 

@@ -204,7 +204,6 @@ def needed(recipe: Recipe, index: int) -> frozenset[str]:
     """The statistics of this step: what selectors and objectives need; all there are every so many steps and last.
 
     Where the teacher's head is multiplied anyway, what the objectives sum comes with it: the loss then takes one sweep.
-
     Where a step computes statistics at all, those that watch stopping and the engine come with them.
     """
     asked = recipe.needs & {*STATISTICS, REFERENCE}
