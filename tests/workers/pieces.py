@@ -51,10 +51,10 @@ def random_weights(model: PreTrainedModel, seed: int) -> PreTrainedModel:
     return model
 
 
-def long_models(kv_heads: int) -> tuple[Student, LocalTeacher]:
+def long_models() -> tuple[Student, LocalTeacher]:
     """A Llama that learns from a Qwen2, whose heads and biases are others; both by sdpa."""
     context = {"max_position_embeddings": LONG, "attn_implementation": "sdpa"}
-    llama = LlamaConfig(**SHAPE, **context, hidden_size=16, num_key_value_heads=kv_heads)
+    llama = LlamaConfig(**SHAPE, **context, hidden_size=16, num_key_value_heads=2)
     qwen2 = Qwen2Config(**SHAPE, **context, hidden_size=24, num_key_value_heads=4)
     student = Student(random_weights(LlamaForCausalLM(llama), 1), tokens=cases.VOCABULARY)
     return student, LocalTeacher(random_weights(Qwen2ForCausalLM(qwen2), 2).requires_grad_(False))
@@ -82,7 +82,7 @@ MAKERS: dict[str, Callable[[], tuple[Student, LocalTeacher]]] = {
     "small": small_models,
     "adapted": adapted_models,
     "by_vocabulary": parted_models,
-    "long": lambda: long_models(2),
+    "long": long_models,
 }
 
 
@@ -102,7 +102,7 @@ def taken(models: str, name: str, ranks: Ranks, budget: int) -> dict[str, Any]:
 
 def kept_bytes(ranks: Ranks) -> int:
     """What the long student's backbone keeps for the backward pass of the long rollout, its weights aside."""
-    student, _ = long_models(2)
+    student, _ = long_models()
     if ranks.pieces > 1:
         share_attention(student.model, ranks.sequence_group)
     weights, kept = {p.untyped_storage().data_ptr() for p in student.parameters()}, {}
