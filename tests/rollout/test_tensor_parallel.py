@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from opd.distributed import Ranks
 from recipes.quickstart.make_models import character_tokenizer
 from tests.launching import accelerate
-from tests.workers.parts import sampled
+from tests.workers.tensor_parallel import sampled
 
 
 def stored(folder: Path, seed: int) -> str:
@@ -28,7 +28,7 @@ def stored(folder: Path, seed: int) -> str:
 @pytest.mark.engine
 def test_two_ranks_of_one_engine_sample_what_one_rank_does(tmp_path: Path):
     models = [stored(tmp_path / name, seed) for seed, name in enumerate(("start", "then"))]
-    done = accelerate(tmp_path, "tests.workers.parts", *models, str(tmp_path), ranks=2, stage=2)
+    done = accelerate(tmp_path, "tests.workers.tensor_parallel", *models, str(tmp_path), ranks=2, stage=2)
     assert done.returncode == 0, done.stderr[-3000:]
     two, one = json.loads((tmp_path / "made.json").read_text()), sampled(Ranks(), *models)
     for kind in ("greedy", "seeded"):

@@ -1,6 +1,6 @@
 """Run by tests/rollout/test_tensor_parallel.py: one vLLM engine over all ranks, beside DeepSpeed's process group.
 
-    python -m tests.workers.parts START THEN FOLDER
+    python -m tests.workers.tensor_parallel START THEN FOLDER
 
 START, THEN: model folders; the engine starts from the first and takes the second's weights. Rank 0 leaves what was
 sampled as FOLDER/made.json.
