@@ -24,7 +24,7 @@ from opd.distributed import Ranks, world_size
 from opd.errors import EngineError, ModelError, RecipeError, RunError
 from opd.metrics import Clock
 from opd.model_spec import Precision
-from opd.models import DTYPES, load_config, load_tokenizer, model_folder, text_config
+from opd.models import DTYPES, context_length, load_config, load_tokenizer, model_folder
 from opd.report.progress import Progress
 from opd.rollout.engine import RolloutEngine
 from opd.rollout.settings import EngineName, RolloutSettings
@@ -140,7 +140,7 @@ def prepare(models: list[str], tasks: list[Task], asking: Asking, host: Host, ou
         raise RecipeError(f"two models would both be called {twice[0]!r} in the table; rename a folder")
     studies = []
     for model in models:
-        tokenizer, context = load_tokenizer(model), _context(model)
+        tokenizer, context = load_tokenizer(model), context_length(load_config(model))
         asked = [ask(task, tokenizer, asking) for task in tasks]
         for one in asked:
             if context and one.longest > context:
@@ -213,7 +213,3 @@ def _result(study: Study, clock: Clock) -> Result:
         result.write(study.folder)
         write_answers(study.folder, study.asked, samples, answers)
     return result
-
-
-def _context(model: str) -> int | None:
-    return getattr(text_config(load_config(model)), "max_position_embeddings", None)

@@ -27,6 +27,7 @@ from opd.model_spec import ModelSettings
 from opd.models import (
     caps_attention,
     carries_state,
+    context_length,
     dropout_rates,
     empty_model,
     load_config,
@@ -72,6 +73,11 @@ class Checked:
     teacher_evaluation: Evaluation | None
     teacher_head: Placement
     warning: str | None = None
+
+    @property
+    def probes(self) -> list[Prompt]:
+        """A few prompts, on which it is checked before step 1 that models are read as they are."""
+        return self.prompts.prompts[:4]
 
 
 def check(recipe: Recipe, make_evaluation: MakeEvaluation) -> Checked:
@@ -173,7 +179,7 @@ def _check_recorded_temperature(recipe: Recipe, path: Path, temperature: float |
 def check_context(recipe: Recipe, config: Any, model: str) -> None:
     """RecipeError if prompt and rollout together may be longer than the model's positions."""
     longest = recipe.prompts.max_tokens + recipe.rollout.max_new_tokens
-    context = getattr(text_config(config), "max_position_embeddings", None)
+    context = context_length(config)
     if context and longest > context:
         raise RecipeError(
             f"{model!r} reads {context} tokens at most, and prompts.max_tokens {recipe.prompts.max_tokens} "
@@ -192,7 +198,7 @@ def check_evaluation(recipe: Recipe, evaluation: Evaluation | None, config: Any,
     if evaluation is None:
         return
     longest = longest_held_out(recipe, evaluation)
-    context = getattr(text_config(config), "max_position_embeddings", None)
+    context = context_length(config)
     if context and longest > context:
         raise RecipeError(
             f"{model!r} reads {context} tokens at most, and evaluate's longest problem and answer take {longest}; "

@@ -86,6 +86,11 @@ def text_config(config: Any) -> Any:
     return config.get_text_config()
 
 
+def context_length(config: Any) -> int | None:
+    """Tokens that the model reads at most, where its configuration says it."""
+    return getattr(text_config(config), "max_position_embeddings", None)
+
+
 def token_count(tokenizer: PreTrainedTokenizerBase) -> int:
     """One more than the largest token id: rows of an lm_head beyond it are padding."""
     return max(tokenizer.get_vocab().values()) + 1

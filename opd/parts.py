@@ -91,7 +91,7 @@ def load_teacher(checked: Checked, ranks: Ranks) -> LocalTeacher:
     if spec.shard == "zero3" and ranks.count > 1:
         model, engine = load_sharded(spec, dtype, offload=spec.offload)
         with whole_head(model):
-            check_reading(model, checked.prompts.prompts[:4], layout_of(checked.recipe), spec.model)
+            check_reading(model, checked.probes, layout_of(checked.recipe), spec.model)
         return ShardedTeacher(model, engine, shard, offload=spec.offload)
     model = load_frozen(checked, ranks, spec)
     return OffloadedTeacher(model, ranks.device, shard) if spec.offload else LocalTeacher(model, shard)
@@ -124,7 +124,7 @@ def load_read(checked: Checked, ranks: Ranks, spec: ModelSettings) -> PreTrained
     recipe = checked.recipe
     model = load_model(spec.model, dtype=DTYPES[recipe.precision], attention=spec.attention, revision=spec.revision)
     model = model.to(ranks.device)
-    check_reading(model, checked.prompts.prompts[:4], layout_of(recipe), spec.model)
+    check_reading(model, checked.probes, layout_of(recipe), spec.model)
     return model
 
 
@@ -137,7 +137,7 @@ def share_sequences(checked: Checked, models: Models, reference: LocalTeacher | 
     if reference is not None:
         shared.append((recipe.student, reference.model))
     for spec, model in shared:
-        share_checked(model, checked.prompts.prompts[:4], layout_of(recipe), ranks, spec.model)
+        share_checked(model, checked.probes, layout_of(recipe), ranks, spec.model)
 
 
 def optimizer_for(student: Student, recipe: Recipe) -> torch.optim.Optimizer:

@@ -106,7 +106,7 @@ def build(checked: Checked, folder: RunFolder, *, resume: bool) -> Parts:
         if REFERENCE in recipe.needs:
             reference = LocalTeacher(load_frozen(checked, ranks, recipe.student))
         layout, student = layout_of(recipe), models.student
-        check_self_distillation(student, checked.prompts.prompts[:4], layout)
+        check_self_distillation(student, checked.probes, layout)
         share_sequences(checked, models, reference, ranks)
         trainer = distributed.Trainer(accelerator, student, optimizer_for(student, recipe))
     if models.engine is not None:
