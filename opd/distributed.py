@@ -231,7 +231,7 @@ def world_size() -> int:
 
 
 def local_world_size() -> int:
-    """Data ranks of this machine according to the launcher."""
+    """Ranks of this machine according to the launcher."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
 
 
