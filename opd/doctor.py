@@ -96,6 +96,7 @@ def check(recipe: Recipe, make_evaluation: MakeEvaluation) -> Checked:
     teacher_head = place_head(recipe, *configs, world_size())
     check_dropout(configs[0], student.model)
     check_experts(recipe.rollout, configs[0], student.model)
+    check_sleep(recipe.rollout, configs[0], student.model)
     if student.lora is not None:
         targeted(empty_model(configs[0]), student.lora.targets)
     check_recorded(recipe, min(sizes))
@@ -103,7 +104,6 @@ def check(recipe: Recipe, make_evaluation: MakeEvaluation) -> Checked:
         check_attention(spec, config)
         check_packing(recipe, spec, config)
         check_tensor_parallel(recipe.rollout, config, spec.model)
-        check_sleep(recipe.rollout, config, spec.model)
         check_shared_sequences(recipe, spec, config)
         check_context(recipe, config, spec.model)
     prompts = load_prompts(recipe.prompts, tokenizer)

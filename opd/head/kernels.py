@@ -83,7 +83,8 @@ class Kernel:
     def __call__(self, given: Given) -> Given:
         try:
             return self.fused(given)
-        except torch._dynamo.exc.TorchDynamoException as error:  # another size asked for another compilation
+        except (torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.FailOnRecompileLimitHit) as error:
+            # another size asked for another compilation, or for one too many
             KERNELS.update({key: self.work for key, kernel in KERNELS.items() if kernel is self})
             return _plain(self.work, _first_line(error))(given)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 
+import numpy as np
 import torch
 
 from opd.distributed import Ranks
@@ -81,7 +82,9 @@ class VLLMEngine(RolloutEngine):
         if self.ranks_per_engine > 1:  # each rank draws for itself what all must draw alike
             self.ranks.barrier()  # the trainer's NCCL traffic ends before the engine's begins (trl issue 3671)
             self.calls += 1
-            torch.manual_seed(seed_for("draws", self.seed, self.calls))
+            draws = seed_for("draws", self.seed, self.version, self.calls)
+            torch.manual_seed(draws)
+            np.random.seed(draws % 2**32)  # vLLM's runner V2, the default on CUDA, seeds requests without a seed by it
         self.llm.reset_prefix_cache()  # of other weights, or of other prompts: what is sampled must not depend on it
         prompts = [{"prompt_token_ids": request.prompt.token_ids} for request in requests]
         params = [
@@ -108,6 +111,7 @@ class VLLMEngine(RolloutEngine):
             self._rest()
 
     def close(self) -> None:
+        self._wake(WEIGHTS, CACHE)  # of what is freed asleep, vLLM would give memory back twice (its issue 36651)
         self.llm.llm_engine.engine_core.shutdown()
         del self.llm
         gc.collect()

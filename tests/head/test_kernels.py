@@ -183,6 +183,18 @@ def test_a_kernel_that_fails_on_another_size_is_left_for_good(monkeypatch):
     assert all(torch.equal(half_n, given["student"].sum(-1) / 2) for half_n in found)
 
 
+def test_a_kernel_that_asks_for_too_many_compilations_is_left_for_good():
+    """torch's own limit, whose exception is none of Dynamo's others."""
+    given, work = block(4, 5), Halved("often")
+    kernel = Kernel(work, given)
+    kernel._compiled = torch.compile(kernel._traced(given), dynamic=False, fullgraph=True, backend="eager")
+    limits = {"recompile_limit": 1, "error_on_recompile": False}
+    with torch._dynamo.config.patch(limits), pytest.warns(UserWarning, match="FailOnRecompileLimitHit") as said:
+        halves = [(kernel(each)["half"], each["student"].sum(-1) / 2) for each in (given, block(4, 6))]
+    assert len(lines_of(said)) == 1
+    assert all(torch.equal(half_n, expected_n) for half_n, expected_n in halves)
+
+
 def test_numbers_that_move_are_not_compiled_for_ever(monkeypatch):
     monkeypatch.setattr(kernels, "MOST_KERNELS", len(kernels.KERNELS))
     with pytest.warns(UserWarning, match="move with progress"):

@@ -6,7 +6,9 @@ import sys
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from opd.batch import Prompt
 from opd.distributed import Ranks
@@ -109,3 +111,32 @@ def test_at_level_2_dropped_weights_come_anew_before_each_sampling():
         engine.sample([request], GREEDY)
         assert told(engine) == ["wake weights", "reload", "wake kv_cache", "generate", "sleep 2"]
         assert "model.embed_tokens.weight" in engine.llm.handed
+
+
+@pytest.mark.parametrize("level", [1, 2])
+def test_an_engine_is_awake_when_it_is_closed(level: int):
+    """vLLM's allocator would give back a second time what is freed asleep, and the next engine could not start."""
+    engine = engine_at(level)
+    engine.follow(made("llama", 0).named_parameters)
+    engine.sample([Request(Prompt(0, [1, 3]), 0, None)], GREEDY)
+    llm = engine.llm
+    llm.llm_engine = SimpleNamespace(engine_core=SimpleNamespace(shutdown=lambda: llm.said.append("shutdown")))
+    engine.close()
+    assert llm.said[-2:] == ["wake weights kv_cache", "shutdown"]
+
+
+def test_ranks_of_one_engine_draw_alike_by_torch_and_by_numpy():
+    """vLLM's runner V2 takes the seed of a request that has none from numpy's own generator."""
+    drawn = []
+    for own in range(2):
+        torch.manual_seed(own), np.random.seed(own)
+        engine = engine_at(0)
+        engine.ranks_per_engine, engine.seed, engine.calls = 2, 7, 0
+        for _ in range(2):
+            engine.sample([Request(Prompt(0, [1, 3]), 0, None)], GREEDY)
+            drawn.append((int(np.random.randint(2**62)), float(torch.rand(()))))
+        engine.load(made("llama", 0).named_parameters(), 3)
+        engine.calls = 0  # as in a resumed run
+        engine.sample([Request(Prompt(0, [1, 3]), 0, None)], GREEDY)
+        drawn.append((int(np.random.randint(2**62)), float(torch.rand(()))))
+    assert drawn[:3] == drawn[3:] and len(set(drawn)) == 3
