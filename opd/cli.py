@@ -200,8 +200,8 @@ def _hush() -> None:
     """Libraries' notices for developers, and their progress bars where nobody watches; a user's own setting wins."""
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
-    if not _hub_has_an_address():
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    if "HF_HUB_OFFLINE" not in os.environ and not _hub_has_an_address():
+        os.environ["HF_HUB_OFFLINE"] = "1"
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     if not sys.warnoptions:

@@ -140,7 +140,7 @@ def check_needs(recipe: Recipe) -> None:
 
 
 def check_recorded(recipe: Recipe, vocabulary: int) -> None:
-    """DataError if recorded rollouts are missing, broken too few, or sampled at another temperature."""
+    """DataError if recorded rollouts are missing, broken, too few, or sampled at another temperature."""
     for step in range(recipe.steps if recipe.rollout.path is not None else 0):
         path = step_file(recipe.rollout.path, step)
         try:

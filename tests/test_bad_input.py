@@ -140,11 +140,12 @@ OVERRIDES = {
 
 @pytest.fixture(autouse=True)
 def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever starts processes or an engine, or loads a model, fails the test."""
+    """Whoever starts processes or an engine, loads a model, or asks for an address fails the test."""
 
     def fail(*_: Any, **__: Any) -> None:
-        raise AssertionError("a model was loaded")
+        raise AssertionError("a model was loaded, or a name looked up though HF_HUB_OFFLINE is set")
 
+    monkeypatch.setattr("socket.getaddrinfo", fail)
     monkeypatch.setattr("opd.distributed.start", fail)
     monkeypatch.setattr("opd.models.load_model", fail)
     monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", fail)

@@ -31,15 +31,22 @@ SAMPLINGS = {
 }
 
 
+def elements(model: torch.nn.Module) -> int:
+    """Of the weights that this rank holds."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
 def sampled(ranks: Ranks, start: str, then: str) -> dict[str, Any]:
-    """Rollouts of each kind, and `alike`: every rank's own completions of the same requests without seeds."""
+    """Rollouts of each kind; `alike`: every rank's own completions of the same requests without seeds; `elements`."""
     settings = RolloutSettings(type="vllm", kv_cache_mib=64, tensor_parallel=ranks.count)
     engine = start_engine(start, settings, ranks, dtype=torch.float32, max_tokens=64, stop=[2])
+    (held,) = engine.llm.apply_model(elements)
     engine.load(load_model(then, dtype=torch.float32).named_parameters(), 1)
     prompts = [Prompt(i, [1, 3 + i, 4, 5]) for i in range(5)]
     torch.manual_seed(ranks.index)  # a trainer's own draws need not be alike on all ranks
     made = {name: [asdict(r) for r in engine.generate(prompts, s)] for name, s in SAMPLINGS.items()}
     own = engine.sample([Request(prompt, 0, None) for prompt in prompts], SAMPLINGS["unseeded"])
+    made["elements"] = held
     made["alike"] = ranks.gather_objects([asdict(completion) for completion in own])
     engine.close()
     return made
