@@ -103,7 +103,8 @@ def check(recipe: Recipe, make_evaluation: MakeEvaluation) -> Checked:
     for config, spec in zip(configs, (student, teacher), strict=True):
         check_attention(spec, config)
         check_packing(recipe, spec, config)
-        check_tensor_parallel(recipe.rollout, config, spec.model)
+        if spec is student or (recipe.evaluate is not None and recipe.evaluate.teacher):  # else no engine holds it
+            check_tensor_parallel(recipe.rollout, config, spec.model)
         check_shared_sequences(recipe, spec, config)
         check_context(recipe, config, spec.model)
     prompts = load_prompts(recipe.prompts, tokenizer)

@@ -164,7 +164,7 @@ IN_VLLM = [
         id=f"{family}-{'merged' if adapted else 'full'}",
     )
     for family, config in FAMILIES.items()
-    if not hasattr(config, "num_experts_per_tok")
+    if not hasattr(config, "num_experts_per_tok") and family not in ("qwen3.5", "smollm3")  # not tried in vLLM yet
     for adapted in (False, True)
 ]
 
