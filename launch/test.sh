@@ -7,4 +7,5 @@ bash launch/setup.sh
 export PATH="$PWD/.venv/bin:$PATH"
 ruff check .
 ruff format --check .
-exec python -m pytest -n 2 --dist loadfile "$@"  # a file a worker: models and folders that its tests share are made once
+# A file a worker: models and folders that its tests share are made once.
+exec python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"

@@ -14,6 +14,14 @@ from filelock import FileLock
 
 from tests.launching import ROOT, accelerate
 
+LONGEST = ("test_distributed.py", "test_shard.py", "test_launch.py", "test_resume.py")
+"""Files that take minutes: first, so that no worker is left with one when the others are done."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first; else the order stays."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
 
 @pytest.fixture(scope="session")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
