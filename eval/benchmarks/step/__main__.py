@@ -52,6 +52,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--shares", type=_shares, default=[0.5, 0.1])
     parser.add_argument("--share-steps", type=_steps, default=8, help="of the runs at --shares")
     parser.add_argument("--token-budget", type=int, default=Setting.token_budget, help="tokens of our micro-batches")
+    parser.add_argument("--head-precision", choices=["exact", "fast"], default=Setting.head_precision, help="of ours")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark-step"))
     return parser
@@ -81,7 +82,8 @@ def measure(asked: argparse.Namespace, console: Console) -> str:
 def setting_of(asked: argparse.Namespace, questions: Path) -> Setting:
     """The setting, with as many questions written as the longest run asks; DataError where they won't do."""
     model = str(asked.model.expanduser().absolute())
-    setting = Setting(model, questions, steps=asked.steps, token_budget=asked.token_budget)
+    ours = {"token_budget": asked.token_budget, "head_precision": asked.head_precision}
+    setting = Setting(model, questions, steps=asked.steps, **ours)
     write_questions(asked.data, questions, setting.prompts * setting.steps)
     in_our_order(setting)
     return setting

@@ -19,7 +19,10 @@ ALL = {"type": "all"}
 
 @dataclass(frozen=True)
 class Setting:
-    """One step's shape. token_budget: tokens of one of our micro-batches, padding included (two rollouts)."""
+    """One step's shape. token_budget: tokens of one of our micro-batches, padding included (two rollouts).
+
+    head_precision: of our head; TRL's multiplies in fp32 on a CPU, as `exact` does.
+    """
 
     model: str
     questions: Path
@@ -27,6 +30,7 @@ class Setting:
     new_tokens: int = 96
     steps: int = 12
     token_budget: int = 512
+    head_precision: str = "exact"
     prompt_tokens: int = 320
 
     def recipe(self, select: dict[str, Any]) -> dict[str, Any]:
@@ -55,6 +59,7 @@ class Setting:
             "steps": self.steps,
             "prompts_per_step": self.prompts,
             "token_budget": self.token_budget,
+            "head_precision": self.head_precision,
             "precision": "bf16",
         }
 
