@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -14,8 +15,17 @@ from eval.benchmarks.step.__main__ import main, plan
 from eval.benchmarks.step.phases import Phases, install
 from eval.benchmarks.step.report import RATIOS, ROWS, grid, rate_cell, ratios_table, seconds_cell, write
 from eval.benchmarks.step.results import DROPPED, PHASES, Measured
-from eval.benchmarks.step.setting import ALL, INSTRUCTION, PEERS, Setting, arms_of, in_our_order, write_questions
-from opd.errors import DataError, OpdError, TrainingError
+from eval.benchmarks.step.setting import (
+    ALL,
+    INSTRUCTION,
+    PEERS,
+    Setting,
+    arms_of,
+    in_our_order,
+    write_questions,
+    write_recipe,
+)
+from opd.errors import DataError, OpdError, RecipeError, TrainingError
 from opd.metrics import Clock
 
 PARTS = {"generate": 4.0, "teacher": 1.0, "forward": 2.0, "backward": 3.0, "head": 1.5, "head_backward": 0.5}
@@ -288,6 +298,13 @@ def test_questions_that_our_run_would_drop_are_refused(tiny: Path, tmp_path: Pat
         in_our_order(setting)
     with pytest.raises(DataError, match="has no questions"):
         write_questions(tiny / "none.jsonl", tmp_path / "questions.jsonl", 3)
+
+
+def test_fields_of_our_recipe_are_checked_before_anything_runs(tmp_path: Path):
+    setting = Setting("model", tmp_path / "questions.jsonl", ours=("token_budget=1024", "rollout.kv_cache_mib=96"))
+    write_recipe(setting, ALL, tmp_path / "recipe.yaml")
+    with pytest.raises(RecipeError, match="token_budget"):
+        write_recipe(replace(setting, ours=("token_bugdet=1",)), ALL, tmp_path / "recipe.yaml")
 
 
 def test_ours_and_the_peers_alternate_and_the_shares_come_last():

@@ -19,9 +19,8 @@ from rich.console import Console
 from eval.benchmarks.step.launch import run_ours, run_peer
 from eval.benchmarks.step.report import write
 from eval.benchmarks.step.results import DROPPED
-from eval.benchmarks.step.setting import PEERS, Setting, arms_of, in_our_order, write_questions
+from eval.benchmarks.step.setting import PEERS, Setting, arms_of, in_our_order, write_questions, write_recipe
 from opd.errors import OpdError
-from opd.recipe_text import parse_recipe
 from opd.run import environment
 
 MODEL = Path("~/.cache/opd-models/smollm2-135m")
@@ -51,8 +50,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--selectors", type=_words, default=["random", "soft_or"], help="at --shares")
     parser.add_argument("--shares", type=_shares, default=[0.5, 0.1])
     parser.add_argument("--share-steps", type=_steps, default=8, help="of the runs at --shares")
-    parser.add_argument("--token-budget", type=int, default=Setting.token_budget, help="tokens of our micro-batches")
-    parser.add_argument("--head-precision", choices=["exact", "fast"], default=Setting.head_precision, help="of ours")
+    parser.add_argument("--ours", type=shlex.split, default=[], help="fields of our recipe, KEY=VALUE in one string")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark-step"))
     return parser
@@ -64,7 +62,7 @@ def measure(asked: argparse.Namespace, console: Console) -> str:
     with tempfile.TemporaryDirectory() as folder:
         setting = setting_of(asked, Path(folder, "questions.jsonl"))
         for select in arms.values():
-            parse_recipe(setting.recipe(select))
+            write_recipe(setting, select, Path(folder, "recipe.yaml"))
         short = replace(setting, steps=min(asked.share_steps, asked.steps))
         for name, number in plan(asked.rounds, asked.peers, list(arms)):
             console.print(f"{time.strftime('%H:%M:%S')} {name}, run {number}", highlight=False)
@@ -82,8 +80,7 @@ def measure(asked: argparse.Namespace, console: Console) -> str:
 def setting_of(asked: argparse.Namespace, questions: Path) -> Setting:
     """The setting, with as many questions written as the longest run asks; DataError where they won't do."""
     model = str(asked.model.expanduser().absolute())
-    ours = {"token_budget": asked.token_budget, "head_precision": asked.head_precision}
-    setting = Setting(model, questions, steps=asked.steps, **ours)
+    setting = Setting(model, questions, steps=asked.steps, ours=tuple(asked.ours))
     write_questions(asked.data, questions, setting.prompts * setting.steps)
     in_our_order(setting)
     return setting

@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import yaml
 
 from eval.benchmarks.step.results import Measured
-from eval.benchmarks.step.setting import Peer, Setting, in_our_order
+from eval.benchmarks.step.setting import Peer, Setting, in_our_order, write_recipe
 from opd.errors import TrainingError
 from opd.run import read_lines
 
@@ -35,9 +34,10 @@ def run_ours(setting: Setting, name: str, select: dict[str, Any], *, threads: in
     """`opd train` under `accelerate launch`, with the finer clock; its folder is kept no longer than the run."""
     with tempfile.TemporaryDirectory() as folder:
         recipe, run = Path(folder, "recipe.yaml"), Path(folder, "run")
-        recipe.write_text(yaml.safe_dump(setting.recipe(select)))
+        write_recipe(setting, select, recipe)
         launch = ["accelerate.commands.launch", "--config_file", LAUNCHER, "--main_process_port", "0"]
-        train = ["-m", "eval.benchmarks.step.ours", "train", str(recipe), f"name={run.name}", "--runs", folder]
+        train = ["-m", "eval.benchmarks.step.ours", "train", str(recipe), *setting.ours]
+        train += [f"name={run.name}", "--runs", folder]
         peak = watched([*launch, *train], threads, log)
         phases = json.loads((run / "summary.json").read_text())["phases"]
         peak = max([peak, *(gib for name, gib in phases.items() if name.startswith("memory/"))])

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from opd.errors import DataError
 from opd.models import load_tokenizer
 from opd.prompts import load_prompts
-from opd.recipe_text import parse_recipe
+from opd.recipe_text import load_recipe, parse_recipe
 
 INSTRUCTION = "\nPlease reason step by step, and put your final answer within \\boxed{}."
 LEARNING_RATE, BETAS, WEIGHT_DECAY = 1e-6, (0.9, 0.999), 0.1
@@ -21,7 +23,7 @@ ALL = {"type": "all"}
 class Setting:
     """One step's shape. token_budget: tokens of one of our micro-batches, padding included (two rollouts).
 
-    head_precision: of our head; TRL's multiplies in fp32 on a CPU, as `exact` does.
+    ours: fields of our recipe, KEY=VALUE each, over those below; they change what ours costs, not what it learns from.
     """
 
     model: str
@@ -30,8 +32,8 @@ class Setting:
     new_tokens: int = 96
     steps: int = 12
     token_budget: int = 512
-    head_precision: str = "exact"
     prompt_tokens: int = 320
+    ours: tuple[str, ...] = ()
 
     def recipe(self, select: dict[str, Any]) -> dict[str, Any]:
         """Ours, as plain data: the model is its own teacher, and nothing is evaluated."""
@@ -59,9 +61,14 @@ class Setting:
             "steps": self.steps,
             "prompts_per_step": self.prompts,
             "token_budget": self.token_budget,
-            "head_precision": self.head_precision,
             "precision": "bf16",
         }
+
+
+def write_recipe(setting: Setting, select: dict[str, Any], to: Path) -> None:
+    """Our recipe as a file, before `setting.ours`; RecipeError where it is none with them."""
+    to.write_text(yaml.safe_dump(setting.recipe(select)))
+    load_recipe(to, list(setting.ours))
 
 
 @dataclass(frozen=True)
