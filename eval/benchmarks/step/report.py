@@ -130,8 +130,8 @@ def caption(found: list[Measured], facts: dict[str, Any]) -> str:
     return (
         f"Student = teacher; {setting['prompts']} rollouts a step, ours in micro-batches of {setting['token_budget']} "
         "tokens, padding included, if `--ours` says nothing else, TRL's all at once where its name says no rows. "
-        f"Times: the first {DROPPED} steps of a run are dropped; memory: of any step. Tokens are those generated (at most "
-        f"{setting['new_tokens']} a rollout, end tokens included), none is forced. Statistics that nothing "
+        f"Times: the first {DROPPED} steps of a run are dropped; memory: of any step. "
+        f"Tokens are those generated (at most {setting['new_tokens']} a rollout, end tokens included), none is forced. Statistics that nothing "
         "needs are measured in every tenth step of ours and in the last, and count; TRL has the entropy always. "
         "student: backbone forward and backward. whole: the process from start to end, checkpoint and export of ours "
         f"included. {counted}. `{facts['command']}`, commit {facts['commit']}, {facts['machine']}, {facts['threads']} "
