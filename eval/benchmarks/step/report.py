@@ -128,14 +128,14 @@ def caption(found: list[Measured], facts: dict[str, Any]) -> str:
         f"{m.name}: {len(m.steps)} steps, {statistics.mean(m.tokens):.0f} tokens each{_computes(m)}" for m in found
     )
     return (
-        f"Student = teacher; {setting['prompts']} rollouts a step, ours in micro-batches of {setting['token_budget']} "
-        "tokens, padding included, if `--ours` says nothing else, TRL's all at once where its name says no rows. "
-        f"Times: the first {DROPPED} steps of a run are dropped; memory: of any step. "
-        f"Tokens are those generated (at most {setting['new_tokens']} a rollout, end tokens "
-        "included), none is forced. Statistics that nothing needs are measured in every tenth step of ours and in the last, and count; TRL has the entropy always. "
-        "student: backbone forward and backward. whole: the process from start to end, checkpoint and export of ours "
-        f"included. {counted}. `{facts['command']}`, commit {facts['commit']}, {facts['machine']}, {facts['threads']} "
-        f"threads, {facts['date']}; {versions}."
+        f"Student = teacher; {setting['prompts']} rollouts a step, ours in micro-batches of "
+        f"{setting['token_budget']} tokens, padding included, if `--ours` says nothing else, TRL's all at once "
+        f"where its name says no rows. Times: the first {DROPPED} steps of a run are dropped; memory: of any step. "
+        f"Tokens are those generated (at most {setting['new_tokens']} a rollout, end tokens included), none is "
+        "forced. Statistics that nothing needs are measured in every tenth step of ours and in the last, and "
+        "count; TRL has the entropy always. student: backbone forward and backward. whole: the process from start "
+        f"to end, checkpoint and export of ours included. {counted}. `{facts['command']}`, commit "
+        f"{facts['commit']}, {facts['machine']}, {facts['threads']} threads, {facts['date']}; {versions}."
     )
 
 
