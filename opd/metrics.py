@@ -211,22 +211,28 @@ class Clock:
         peak = _peak_gib()
         for name in (f"memory/{phase}" for phase in self._open):
             self.since[name] = max(self.since.get(name, 0.0), peak)
-        _reset_peak()
+        reset = torch.cuda.reset_peak_memory_stats if torch.cuda.is_available() else reset_resident_peak
+        with suppress(OSError):
+            reset()
 
 
-def _reset_peak() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-        return
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
+def resident_peak(pid: int | str = "self") -> int:
+    """Most bytes that a process held resident (VmHWM) since its start or last reset; OSError where none can be read."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    if "VmHWM:" not in status:
+        raise OSError(f"/proc/{pid}/status has no VmHWM")
+    return int(status.split("VmHWM:")[1].split()[0]) << 10
+
+
+def reset_resident_peak() -> None:
+    """Set this process's `resident_peak` back to what it holds now; OSError where the kernel refuses."""
+    Path("/proc/self/clear_refs").write_text("5")
 
 
 def _peak_gib() -> float:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
     try:
-        status = Path("/proc/self/status").read_text()
-        return int(status.split("VmHWM:")[1].split()[0]) / 2**20
-    except (OSError, IndexError):
+        return resident_peak() / 2**30
+    except OSError:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

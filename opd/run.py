@@ -168,10 +168,10 @@ def differences(before: Any, after: Any, where: str = "") -> list[str]:
     return [] if before == after else [f"{where}: {before!r} → {after!r}"]
 
 
-def environment() -> dict[str, Any]:
-    """What a figure must carry: command, commit, versions, machine."""
+def environment(*peers: str) -> dict[str, Any]:
+    """What a figure must carry: command, commit, versions (of these packages too), machine."""
     versions = {}
-    for package in PACKAGES:
+    for package in (*PACKAGES, *peers):
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

@@ -1,4 +1,6 @@
 import math
+import os
+import subprocess
 from dataclasses import replace
 
 import pytest
@@ -9,6 +11,8 @@ from opd.metrics import (
     objective_metrics,
     quadrants,
     repetitive,
+    reset_resident_peak,
+    resident_peak,
     rollout_metrics,
     token_metrics,
     training_share,
@@ -91,3 +95,19 @@ def test_loops_are_repetitive_and_arithmetic_is_not():
 def test_a_rollout_counts_as_kept_where_one_of_its_tokens_trains():
     weights = [torch.tensor([0.0, 1.0, 0.0, 0.0]), torch.zeros(4)]
     assert training_share(token_table([1, 2, 1], {}), weights, of=4) == 0.25
+
+
+def test_a_resident_peak_outlives_what_was_held_until_it_is_reset():
+    held = bytearray(256 << 20)
+    del held
+    high = resident_peak()
+    reset_resident_peak()
+    assert high - resident_peak() > 200 << 20
+
+
+def test_a_process_that_has_ended_has_no_resident_peak():
+    ended = subprocess.Popen(["true"])
+    os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)  # not yet reaped: it has a status, without memory
+    with pytest.raises(OSError, match="no VmHWM"):
+        resident_peak(ended.pid)
+    ended.wait()

@@ -143,9 +143,9 @@ def test_a_write_that_is_killed_leaves_the_old_file(tmp_path, monkeypatch):
 def test_the_environment_says_what_a_figure_must_carry(monkeypatch):
     monkeypatch.setattr("sys.argv", ["opd", "train", "a b.yaml"])
     monkeypatch.setattr(opd.run, "PACKAGES", ("torch", "no-such-package"))
-    found = environment()
+    found = environment("pytest", "no-such-peer")
     assert found["command"] == "opd train 'a b.yaml'"
-    assert list(found["versions"]) == ["torch"] and found["machine"] and found["python"].startswith("3.")
+    assert list(found["versions"]) == ["torch", "pytest"] and found["machine"] and found["python"].startswith("3.")
 
 
 def test_skips_in_a_row_are_counted_over_a_resume(folder):

@@ -4,6 +4,7 @@ from typing import Any
 
 from eval.comparison.results import MEASURES
 from eval.statistics import ALPHA, POWER
+from opd.report.markdown import markdown
 
 
 def table(results: dict[str, Any]) -> str:
@@ -21,8 +22,7 @@ def table(results: dict[str, Any]) -> str:
             cells += [_test(arm["against"].get(to, {}).get(measure), scale, digits) for to in ("full", "random")]
         rows.append(cells)
     rows.append(["teacher", "–", "–", "–", _percent(teacher), *blank, "0", *blank])
-    lines = [list(titles), ["---"] * len(titles), *rows]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+    return markdown(titles, rows)
 
 
 def caption(results: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ from rich.table import Table as RichTable
 from eval.results import Result
 from eval.statistics import ALPHA, POWER, Comparison, compare
 from opd.errors import RunError
+from opd.report.markdown import markdown
 
 
 @dataclass(frozen=True)
@@ -22,9 +23,7 @@ class Table:
 
     def markdown(self) -> str:
         """As Markdown."""
-        lines = [self.heads, ("---",) * len(self.heads), *self.rows]
-        body = "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
-        return f"## {self.title}\n\n{body}\n{self.caption}\n"
+        return f"## {self.title}\n\n{markdown(self.heads, self.rows)}\n{self.caption}\n"
 
     def rich(self) -> RichTable:
         """For the terminal."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from opd.report.markdown import markdown
 from opd.report.table import ROWS, gain
 from opd.run import RunFolder
 
@@ -87,12 +88,10 @@ def _best(best: dict[str, Any]) -> list[str]:
 
 
 def _scores(scores: dict[str, Any]) -> list[str]:
-    rows = [
-        f"| {task} | {name} | {s[who]['score']:.1%} ± {s[who]['stderr']:.1%} | {s[who]['n']} | {gain(s[who])} "
-        f"| {s[who]['truncated']:.1%} | {s[who]['tokens']:.0f} |"
-        for task, s in scores.items()
-        for who, name in ROWS.items()
-        if who in s
-    ]
+    rows = [(task, name, *_cells(s[who])) for task, s in scores.items() for who, name in ROWS.items() if who in s]
     heads = ["task", "model", "score ± standard error", "n", "gain in points [95 %], paired", "cut off", "tokens"]
-    return [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|", *rows, "", MEANING, ""] if rows else []
+    return [markdown(heads, rows), MEANING, ""] if rows else []
+
+
+def _cells(s: dict[str, Any]) -> tuple[str, ...]:
+    return f"{s['score']:.1%} ± {s['stderr']:.1%}", str(s["n"]), gain(s), f"{s['truncated']:.1%}", f"{s['tokens']:.0f}"

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from opd.config import Recipe
 from opd.doctor import Checked
+from opd.report.markdown import markdown
 from opd.run import RunFolder
 from opd.step import Outcome
 
@@ -68,9 +69,8 @@ def _row(i: int, outcome: Outcome, tokenizer: PreTrainedTokenizerBase, step: int
 
 
 def _to_tensorboard(tracker: Any, rows: Rows, step: int) -> None:
-    lines = [COLUMNS, ["---"] * len(COLUMNS), *rows]
-    cells = [[str(cell).replace("|", "\\|").replace("\n", "⏎ ") for cell in line] for line in lines]
-    tracker.writer.add_text("rollouts", "\n".join(f"| {' | '.join(line)} |" for line in cells), global_step=step)
+    cells = [[str(cell).replace("|", "\\|").replace("\n", "⏎ ") for cell in row] for row in rows]
+    tracker.writer.add_text("rollouts", markdown(COLUMNS, cells), global_step=step)
     tracker.writer.flush()
 
 

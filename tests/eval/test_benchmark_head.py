@@ -158,7 +158,7 @@ def judged(*found: Measured) -> dict[str, tuple[float, bool]]:
     return {v.bar.text: (round(v.value, 3), v.within <= 1) for v in verdicts(list(found))}
 
 
-def test_bars_take_floor_statistics_and_peers_as_the_issue_says():
+def test_bars_judge_ratios_to_floor_and_peers_with_statistics_and_without():
     found = judged(measured(1.1, 2.9), measured(1.2, 2.0, Case(TINY, "jsd")))
     assert found["time, fp32, weights known: ours / floor, KLs"] == (1.1, True)
     assert found["time, fp32, weights from statistics: ours / floor, KLs"] == (1.333, False)
@@ -185,19 +185,8 @@ def test_what_was_not_measured_is_a_dash_and_no_bar():
 
 def test_the_command_writes_table_plot_and_results(tmp_path: Path, capsys: pytest.CaptureFixture):
     words = f"--shapes {TINY} --shares 1,0.25 --objectives reverse_kl,jsd --dtypes fp32 --rounds 2 --threads 1"
-    main(
-        [
-            *words.split(),
-            "--contenders",
-            "floor,ours,torch",
-            "--frozen",
-            "no",
-            "--vocabularies",
-            "64",
-            "--out",
-            str(tmp_path),
-        ]
-    )
+    words += f" --contenders floor,ours,torch --frozen no --vocabularies 64 --out {tmp_path}"
+    main(words.split())
     text = (tmp_path / "table.md").read_text()
     assert capsys.readouterr().out.strip() == text.strip()
     assert f"| {TINY} | fp32 | trains | reverse_kl | 0.25 |" in text and "1024x576x576x64" in text
@@ -205,13 +194,14 @@ def test_the_command_writes_table_plot_and_results(tmp_path: Path, capsys: pytes
     results = json.loads((tmp_path / "results.json").read_text())
     assert len(results["cases"]) == 2 and len(results["vocabularies"]) == 1
     assert {"command", "commit", "machine", "threads", "versions", "date", "rounds"} <= results.keys()
+    assert results["command"].startswith("python -m eval.benchmarks.head") and f"1 threads, {results['date']}; " in text
     times = [m["seconds"] for m in results["cases"][0]["measured"]]
     assert all(len(rounds) == 2 for rounds in times)
     assert len(times) == 2 * 3 + 2 + 1, "floor, loss and after at each share; two with statistics; torch"
     assert all(m["peak_bytes"] > 0 for m in results["cases"][0]["measured"] if m["name"] != "floor")
 
 
-@pytest.mark.parametrize("words", ["--shapes nano", "--contenders ours,theirs", "--shares 0", "--frozen maybe"])
+@pytest.mark.parametrize("words", ["--shapes nano", "--contenders ours,theirs", "--shares ,", "--frozen maybe"])
 def test_what_does_not_exist_is_refused_in_one_line(words: str, capsys: pytest.CaptureFixture):
     with pytest.raises(SystemExit) as refused:
         main(words.split())

@@ -310,13 +310,7 @@ def test_fields_of_our_recipe_are_checked_before_anything_runs(tmp_path: Path):
 def test_ours_and_the_peers_alternate_and_the_shares_come_last():
     arms = arms_of(["random", "soft_or"], [0.5, 0.1])
     assert arms["ours"] == ALL and arms["ours, soft_or 0.1"] == {"type": "soft_or", "keep": 0.1}
-    assert plan(2, ["trl"], list(arms))[:5] == [
-        ("ours", 0),
-        ("trl", 0),
-        ("ours", 1),
-        ("trl", 1),
-        ("ours, random 0.5", 0),
-    ]
+    assert [name for name, _ in plan(2, ["trl"], list(arms))] == ["ours", "trl"] * 2 + list(arms)[1:]
     assert not arms.keys() & PEERS.keys()
 
 

@@ -59,7 +59,7 @@ def test_tensorboard_holds_scalars_and_one_table(tracked):
     assert [event.step for event in events.Scalars("loss")] == [1, 2]
     (table,) = events.Tensors("rollouts/text_summary")
     text = table.tensor_proto.string_val[0].decode()
-    assert table.step == 1 and text.count("\n") == 3 and "⟨" in text and COLUMNS[1] in text
+    assert table.step == 1 and text.count("\n") == 4 and "⟨" in text and COLUMNS[1] in text
 
 
 @needs("wandb")

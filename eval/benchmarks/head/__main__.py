@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import itertools
 import os
-import shlex
 import sys
-import time
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +14,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from eval.benchmarks.asked import facts, shares, words
 from eval.benchmarks.head.cases import BETAS, DTYPES, SHAPES, Case, Shape
 from eval.benchmarks.head.contenders import CONTENDERS
 from eval.benchmarks.head.error import gradient_errors
@@ -26,7 +23,6 @@ from eval.benchmarks.head.memory import peaks
 from eval.benchmarks.head.report import write
 from eval.benchmarks.head.results import Measured
 from eval.benchmarks.head.rounds import Entry, entries, take_part, timed
-from opd.run import environment
 
 VOCABULARIES = (32_768, 65_536, 131_072, 262_144)
 SWEEP_SHARE = 0.5
@@ -50,12 +46,12 @@ def main(words: list[str] | None = None) -> None:
 
         for case in cases:
             found.append(measured(case, names, asked, tell))
-            write(found, sweep, facts(asked), asked.out)
+            write(found, sweep, facts_of(asked), asked.out)
             progress.console.print(f"{case}: done", highlight=False)
         for case in swept:
             tell(f"{case}: memory")
             sweep.append(memory_of(Measured(case, [SWEEP_SHARE]), ["ours"] if "ours" in names else [], lambda _: None))
-    print(write(found, sweep, facts(asked), asked.out))
+    print(write(found, sweep, facts_of(asked), asked.out))
     console.print(f"{asked.out}: results.json, table.md, full.md, head.png", highlight=False)
 
 
@@ -64,15 +60,13 @@ def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m eval.benchmarks.head", description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--shapes", type=_shapes, default=list(SHAPES), help=f"{', '.join(SHAPES)}, or TxHsxHtxV")
-    parser.add_argument("--shares", type=_shares, default=[1.0, 0.5, 0.25, 0.1])
+    parser.add_argument("--shares", type=shares, default=[1.0, 0.5, 0.25, 0.1])
     for name, choices in (("objectives", BETAS), ("dtypes", DTYPES), ("contenders", FLOORS | CONTENDERS)):
         parser.add_argument(f"--{name}", type=_some(choices), default=list(choices), help=", ".join(choices))
     help_frozen = "whether the head trains (no), is frozen (yes, first objective only), or both (no,yes)"
     parser.add_argument("--frozen", type=_frozen, default=[False, True], help=help_frozen)
     parser.add_argument("--rounds", type=int, default=5, help="0 measures memory and errors alone")
-    parser.add_argument(
-        "--vocabularies", type=_integers, default=list(VOCABULARIES), help="for the memory of ours by V"
-    )
+    parser.add_argument("--vocabularies", type=_integers, default=list(VOCABULARIES), help="for memory of ours by V")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark-head"))
     return parser
@@ -112,14 +106,14 @@ def measured(case: Case, names: list[str], asked: argparse.Namespace, tell: Tell
 
 def memory_of(found: Measured, names: list[str], tell: Tell) -> Measured:
     """Its peaks filled in: a process a contender and part, all shares in it. One that dies has none, and says so."""
-    for name, part, shares in processes(names, found.shares):
+    for name, part, asked in processes(names, found.shares):
         tell(f"{found.case}: memory of {name}")
         try:
-            got = peaks(found.case, name, part, [share or min(found.shares) for share in shares])
+            got = peaks(found.case, name, part, [share or min(found.shares) for share in asked])
         except RuntimeError as error:
             print(error, file=sys.stderr)
             continue
-        found.peaks |= {Entry(name, part, share): peak for share, peak in zip(shares, got, strict=True)}
+        found.peaks |= {Entry(name, part, share): peak for share, peak in zip(asked, got, strict=True)}
     return found
 
 
@@ -139,18 +133,10 @@ def steps(case: Case, names: list[str], asked: argparse.Namespace) -> int:
     return len(processes(names, asked.shares)) + 1 + calls
 
 
-def facts(asked: argparse.Namespace) -> dict[str, Any]:
-    """What a figure must carry."""
-    here = environment()
-    peers = [name for name in ("trl", "liger-kernel") if find_spec(name.replace("-", "_"))]
-    here["versions"] |= {name: importlib.metadata.version(name) for name in peers}
-    return here | {
-        "command": f"python -m eval.benchmarks.head {shlex.join(sys.argv[1:])}".strip(),
-        "threads": asked.threads,
-        "rounds": asked.rounds,
-        "date": time.strftime("%Y-%m-%d"),
-        "floor_forms": [[*product, *form] for product, form in CHOSEN.items()],
-    }
+def facts_of(asked: argparse.Namespace) -> dict[str, Any]:
+    """What its figures carry; the floor's forms are those chosen by now."""
+    forms, peers = [[*product, *form] for product, form in CHOSEN.items()], ["trl", "liger-kernel"]
+    return facts("eval.benchmarks.head", asked.threads, peers, rounds=asked.rounds, floor_forms=forms)
 
 
 def bar(console: Console) -> Progress:
@@ -159,35 +145,24 @@ def bar(console: Console) -> Progress:
     return Progress(*columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=console)
 
 
-def _words(text: str) -> list[str]:
-    return list(dict.fromkeys(word for word in text.split(",") if word))
-
-
 def _some(choices: dict[str, Any]) -> Callable[[str], list[str]]:
     def some(text: str) -> list[str]:
-        if unknown := set(_words(text)) - set(choices):
+        if unknown := set(words(text)) - set(choices):
             raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}; choose of {', '.join(choices)}")
-        return [name for name in choices if name in _words(text)]
+        return [name for name in choices if name in words(text)]
 
     return some
 
 
 def _shapes(text: str) -> list[str]:
     try:
-        return [word for word in _words(text) if Shape.named(word)]
+        return [word for word in words(text) if Shape.named(word)]
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def _shares(text: str) -> list[float]:
-    shares = [float(word) for word in _words(text)]
-    if not shares or not all(0 < share <= 1 for share in shares):
-        raise argparse.ArgumentTypeError("shares lie above 0 and at most at 1")
-    return shares
-
-
 def _integers(text: str) -> list[int]:
-    return [int(word) for word in _words(text)]
+    return [int(word) for word in words(text)]
 
 
 def _frozen(text: str) -> list[bool]:

@@ -24,6 +24,7 @@ import torch
 from eval.benchmarks.head.cases import Case, Shape
 from eval.benchmarks.head.contenders import CONTENDERS
 from eval.benchmarks.head.rounds import call_of
+from opd.metrics import reset_resident_peak, resident_peak
 
 ROOT = Path(__file__).resolve().parents[3]
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -78,23 +79,18 @@ def resident_bytes() -> int:
 
 
 def _reset_peak() -> bool:
-    """Set the kernel's peak of resident memory back to the present; False where it refuses."""
+    """Set the peak back to the present; False where that can't be done."""
     try:
-        Path("/proc/self/clear_refs").write_text("5")
+        reset_resident_peak()
+        return resident_peak() - resident_bytes() < 64 << 20  # some sandboxes accept the write and do nothing
     except OSError:
         return False
-    return _peak() - resident_bytes() < 64 << 20  # some sandboxes accept the write and do nothing
-
-
-def _peak() -> int:
-    status = Path("/proc/self/status").read_text().splitlines()
-    return max((int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM")), default=1 << 62)
 
 
 def _growth_by_kernel(call: Callable[[], object]) -> int:
     before = resident_bytes()
     call()
-    return max(0, _peak() - before)
+    return max(0, resident_peak() - before)
 
 
 def _growth_by_polling(call: Callable[[], object]) -> int:
@@ -118,7 +114,7 @@ def _growth_by_polling(call: Callable[[], object]) -> int:
 def main() -> None:
     """The process that is measured: one JSON list of bytes on the last line."""
     asked = json.loads(sys.argv[1])
-    torch.set_num_threads(asked.pop("threads", torch.get_num_threads()))
+    torch.set_num_threads(asked.pop("threads"))
     print(json.dumps(peaks_here(Case(**asked.pop("case")), **asked)))
 
 

@@ -10,10 +10,13 @@ from typing import Any
 
 import matplotlib
 
+from eval.benchmarks.asked import source
 from eval.benchmarks.head.bars import PEAKS, WAYS, Verdict, Way, beyond_gradient, verdicts
 from eval.benchmarks.head.contenders import CONTENDERS
+from eval.benchmarks.head.error import SAMPLE, SHARE
 from eval.benchmarks.head.floor import FLOORS
 from eval.benchmarks.head.results import Measured, Seconds, ratio
+from opd.report.markdown import markdown
 from opd.run import write_atomic
 
 matplotlib.use("Agg")
@@ -61,23 +64,10 @@ def full(found: list[Measured]) -> str:
 
 def grid(found: list[Measured], cell: Cell, *, shares: bool = True) -> str:
     """One row a case and share, one column a contender that has anything to show."""
-    names = [name for name in (*FLOORS, *CONTENDERS) if any(name in m.names for m in found)]
-    rows = [
-        [*_labels(m), *([f"{share:g}"] if shares else []), *(cell(m, name, share) for name in names)]
-        for m in found
-        for share in (m.shares if shares else m.shares[:1])
-    ]
-    filled = [i for i in range(len(names)) if any(row[i - len(names)] != "–" for row in rows)]
-    titles = [*LABELS, *(["share"] if shares else [])]
-    head = len(titles)
-    return markdown(
-        [*titles, *(names[i] for i in filled)], [[*row[:head], *(row[head + i] for i in filled)] for row in rows]
-    )
-
-
-def markdown(titles: list[str], rows: list[list[str]]) -> str:
-    """A table."""
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in (titles, ["---"] * len(titles), *rows))
+    lines = [(m, share) for m in found for share in (m.shares if shares else m.shares[:1])]
+    names = [n for n in (*FLOORS, *CONTENDERS) if any(cell(m, n, s) != "–" for m, s in lines)]
+    rows = [[*_labels(m), *([f"{s:g}"] if shares else []), *(cell(m, n, s) for n in names)] for m, s in lines]
+    return markdown([*LABELS, *(["share"] if shares else []), *names], rows)
 
 
 def time_cell(way: Way) -> Cell:
@@ -128,14 +118,12 @@ def sweep_table(sweep: list[Measured]) -> str:
 
 def caption(facts: dict[str, Any]) -> str:
     """How to read it, and where it comes from."""
-    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     return (
         f"Medians over {facts['rounds']} interleaved rounds [least–most]; ratios are medians of the rounds' own. "
         "floor: only the matrix products that must be done; floor-fp32: those of a bf16 case in fp32. `trl-compact` "
         "and ours pay a statistics pass over all rows where weights depend on it, the others have the statistics by "
         "the way or none. Memory: growth of a process of its own, with the head's own gradient. Errors: against "
-        f"float64, 64 rows. `{facts['command']}`, commit {facts['commit']}, {facts['machine']}, "
-        f"{facts['threads']} threads, {facts['date']}; {versions}."
+        f"float64, a share of {SHARE:g} of at most {SAMPLE} rows. {source(facts)}"
     )
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import os
-import shlex
 import sys
 import tempfile
 import time
@@ -16,12 +14,12 @@ from typing import Any
 
 from rich.console import Console
 
+from eval.benchmarks.asked import facts, shares, words
 from eval.benchmarks.step.launch import run_ours, run_peer
 from eval.benchmarks.step.report import write
 from eval.benchmarks.step.results import DROPPED
 from eval.benchmarks.step.setting import PEERS, Setting, arms_of, in_our_order, write_questions, write_recipe
 from opd.errors import OpdError
-from opd.run import environment
 
 MODEL = Path("~/.cache/opd-models/smollm2-135m")
 DATA = Path(__file__).resolve().parents[4] / "shared" / "data" / "gsm8k_train.jsonl"
@@ -47,8 +45,8 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=_steps, default=12, help=f"of a whole run; the first {DROPPED} are dropped")
     parser.add_argument("--rounds", type=int, default=1, help="runs of ours and of each peer, alternating")
     parser.add_argument("--peers", type=_peers, default="trl; trl, 2 rows", help="; ".join(PEERS))
-    parser.add_argument("--selectors", type=_words, default=["random", "soft_or"], help="at --shares")
-    parser.add_argument("--shares", type=_shares, default=[0.5, 0.1])
+    parser.add_argument("--selectors", type=words, default=["random", "soft_or"], help="at --shares")
+    parser.add_argument("--shares", type=shares, default=[0.5, 0.1])
     parser.add_argument("--share-steps", type=_steps, default=8, help="of the runs at --shares")
     parser.add_argument("--ours", type=shlex.split, default=[], help="fields of our recipe, KEY=VALUE in one string")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
@@ -73,7 +71,7 @@ def measure(asked: argparse.Namespace, console: Console) -> str:
                 shape = setting if name == "ours" else short
                 run = run_ours(shape, name, arms[name], threads=asked.threads, log=log)
             found[name] = found[name] + run if name in found else run
-            text = write(list(found.values()), facts(asked, setting), asked.out)
+            text = write(list(found.values()), facts_of(asked, setting), asked.out)
     return text
 
 
@@ -96,38 +94,20 @@ def plan(rounds: int, peers: list[str], arms: list[str]) -> list[tuple[str, int]
     return [(name, number) for number in range(rounds) for name in (ours, *peers)] + [(name, 0) for name in shares]
 
 
-def facts(asked: argparse.Namespace, setting: Setting) -> dict[str, Any]:
-    """What a figure must carry."""
-    here = environment()
-    if asked.peers:
-        here["versions"]["trl"] = importlib.metadata.version("trl")
-    return here | {
-        "command": f"python -m eval.benchmarks.step {shlex.join(sys.argv[1:])}".strip(),
-        "threads": asked.threads,
-        "date": time.strftime("%Y-%m-%d"),
-        "setting": asdict(setting) | {"questions": str(asked.data)},
-        "peers": {name: asdict(PEERS[name]) for name in asked.peers},
-    }
-
-
-def _words(text: str, separator: str = ",") -> list[str]:
-    return list(dict.fromkeys(word.strip() for word in text.split(separator) if word.strip()))
+def facts_of(asked: argparse.Namespace, setting: Setting) -> dict[str, Any]:
+    """What its figures carry."""
+    told = asdict(setting) | {"questions": str(asked.data)}
+    peers = {name: asdict(PEERS[name]) for name in asked.peers}
+    return facts("eval.benchmarks.step", asked.threads, ["trl"] if peers else [], setting=told, peers=peers)
 
 
 def _peers(text: str) -> list[str]:
-    names = _words(text, ";")
+    names = words(text, ";")
     if unknown := set(names) - set(PEERS):
         raise argparse.ArgumentTypeError(f"no {'; '.join(sorted(unknown))}; choose of {'; '.join(PEERS)}")
     if names and not find_spec("trl"):
         raise argparse.ArgumentTypeError("trl is not installed; install the extra `benchmark`, or give --peers ''")
     return names
-
-
-def _shares(text: str) -> list[float]:
-    shares = [float(word) for word in _words(text)]
-    if not all(0 < share <= 1 for share in shares):
-        raise argparse.ArgumentTypeError("shares lie above 0 and at most at 1")
-    return shares
 
 
 def _steps(text: str) -> int:

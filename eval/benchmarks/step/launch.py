@@ -20,6 +20,7 @@ import psutil
 from eval.benchmarks.step.results import Measured
 from eval.benchmarks.step.setting import Peer, Setting, in_our_order, write_recipe
 from opd.errors import TrainingError
+from opd.metrics import resident_peak
 from opd.run import read_lines
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -99,11 +100,10 @@ def largest_gib(pid: int) -> float:
 
     The clock of a run sets VmHWM back at each phase, after it has noted it; so both are needed.
     """
-    peaks = [0.0]
+    peaks = [0]
     with suppress(psutil.Error):
         root = psutil.Process(pid)
         for process in (root, *root.children(recursive=True)):
-            with suppress(OSError, IndexError):
-                status = Path(f"/proc/{process.pid}/status").read_text()
-                peaks.append(int(status.split("VmHWM:")[1].split()[0]) / 2**20)
-    return max(peaks)
+            with suppress(OSError):
+                peaks.append(resident_peak(process.pid))
+    return max(peaks) / 2**30

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from eval.benchmarks.asked import source
 from eval.benchmarks.step.results import DROPPED, PHASES, Measured
+from opd.report.markdown import markdown
 from opd.run import write_atomic
 
 Cell = Callable[[Measured, str], str]
@@ -123,7 +125,6 @@ def ratios_table(ours: Measured, *peers: Measured) -> str:
 def caption(found: list[Measured], facts: dict[str, Any]) -> str:
     """How to read it, and where it comes from."""
     setting = facts["setting"]
-    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     counted = "; ".join(
         f"{m.name}: {len(m.steps)} steps, {statistics.mean(m.tokens):.0f} tokens each{_computes(m)}" for m in found
     )
@@ -134,14 +135,8 @@ def caption(found: list[Measured], facts: dict[str, Any]) -> str:
         f"Tokens are those generated (at most {setting['new_tokens']} a rollout, end tokens included), none is "
         "forced. Statistics that nothing needs are measured in every tenth step of ours and in the last, and "
         "count; TRL has the entropy always. student: backbone forward and backward. whole: the process from start "
-        f"to end, checkpoint and export of ours included. {counted}. `{facts['command']}`, commit "
-        f"{facts['commit']}, {facts['machine']}, {facts['threads']} threads, {facts['date']}; {versions}."
+        f"to end, checkpoint and export of ours included. {counted}. {source(facts)}"
     )
-
-
-def markdown(titles: list[str], rows: list[list[str]]) -> str:
-    """A table."""
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in (titles, ["---"] * len(titles), *rows))
 
 
 def _computes(measured: Measured) -> str:
