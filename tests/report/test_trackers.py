@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import sys
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -73,7 +74,9 @@ def test_wandb_holds_the_recipe_metrics_and_a_table(tracked):
 
 
 @needs("trackio")
-def test_trackio_holds_metrics(tracked, tmp_path):
+def test_trackio_holds_metrics(tracked, tmp_path, monkeypatch):
+    for name in [name for name in sys.modules if name.split(".")[0] == "trackio"]:
+        monkeypatch.delitem(sys.modules, name)  # it reads its folder when it is first imported
     tracked("trackio")
     assert any(path.suffix in (".db", ".parquet") for path in (tmp_path / "trackio").rglob("*"))
 
