@@ -2,8 +2,8 @@
 
 import importlib.util
 import json
-import sys
 import os
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
