@@ -32,7 +32,7 @@ class RankShard(VocabShard):
         return cls(start, start + size + (rank < more), vocabulary, size + (more > 0), group)
 
     def sum(self, tensor: Tensor) -> Tensor:
-        total = tensor.clone()
+        total = tensor.clone(memory_format=torch.contiguous_format)  # NCCL takes no other
         dist.all_reduce(total, group=self.group)
         return total
 
