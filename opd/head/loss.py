@@ -43,9 +43,10 @@ def head_loss(
     and stop class: the loss is NaN where the student's normaliser is not, nothing else is checked.
     shard: which part of the vocabulary both heads hold, where they hold one; the N tokens are then those of all shards,
     the gradient of hidden states is of all parts, that of the weight of one's own. Raises ValueError for a term that
-    needs whole rows of a part, and for a missing teacher.
+    needs whole rows of a part, for a missing teacher, and for a float16 head in `fast` or on a GPU.
     """
     head = student.head
+    settings.check_trainable(head.weight_VH)
     weak_NH = student.hidden_NH.detach()[:0] if weak_NH is None else weak_NH
     given = _Given(teacher, pays, token_id_N, settings, known or {}, shard or whole_of(head))
     return _HeadLoss.apply(student.hidden_NH, weak_NH, head.weight_VH, head.bias_V, head, given)

@@ -39,6 +39,12 @@ class HeadSettings:
         """Of the products with such weights."""
         return weights if self.precision == "fast" or weights == torch.float64 else torch.float32
 
+    def check_trainable(self, weight_VH: Tensor) -> None:
+        """ValueError where ∂loss/∂logits, over a step's count, is cast to float16: below 6e-8 that has no number."""
+        is_cast = self.precision == "fast" or weight_VH.device.type == "cuda"
+        if is_cast and weight_VH.dtype == torch.float16:
+            raise ValueError("a float16 head's gradient would vanish in 'fast' and on a GPU; use bfloat16")
+
     def fuses(self, weight_VH: Tensor) -> bool:
         """Whether elementwise work on products with such weights is fused; in float64 it never is."""
         is_asked = self.kernels == "fused" or (self.kernels == "auto" and weight_VH.device.type == "cuda")

@@ -78,10 +78,12 @@ class Swept:
         ranked = [b for b, prefix in self._ranked() if any(name.startswith(prefix) for name in names)]
         running = Running(asks, settings.temperature, strips)
         sampler = Running(frozenset(), settings.sampler_temperature, strips)
-        at_another = "trainer_logprob" in names and settings.sampler_temperature != settings.temperature
+        is_rounded = settings.merges and strips.models["student"].is_raw  # the class's logit, and every sum with it
+        is_another = is_rounded or settings.sampler_temperature != settings.temperature
+        sums_apart = "trainer_logprob" in names and is_another
         for strip in strips:
             self._pick(strip)
-            if at_another:
+            if sums_apart:
                 sampler.see(strip, student_only=True)
             strips.merge(strip)
             running.see(strip)
@@ -93,7 +95,7 @@ class Swept:
         for who, logit_n in self.token_logit.items():
             self.token_logit[who] = strips.shard.sum(logit_n).masked_fill(foreign_n, torch.nan)
         self.sums = running.gathered()
-        self.sampler_sums = sampler.gathered() if at_another else self.sums
+        self.sampler_sums = sampler.gathered() if sums_apart else self.sums
 
     def normaliser(self, who: str) -> Float[Tensor, " n"]:
         """log Σ e^logit, float64."""

@@ -1,5 +1,6 @@
 """Fused or plain, a pass gives the same; what can't be compiled runs plain. Few kernels: each takes a second."""
 
+import math
 from dataclasses import dataclass, replace
 
 import pytest
@@ -14,11 +15,12 @@ from opd.head.pay import ChosenPay, DensePay
 from opd.head.settings import HeadSettings
 from opd.head.statistics import MEASURED, row_statistics, with_normalisers
 from opd.head.sums import BlockSums
-from opd.head.weights import HiddenStates
+from opd.head.weights import HeadWeights, HiddenStates
 from opd.objectives import OBJECTIVES
 from tests.build import Models, random_states, states, statistics
 from tests.head.test_precision import errors, models, ours, plain
 from tests.head.test_sums import ASKS, TAILS, peaked, truth
+from tests.oracle import assert_close
 
 N, V = 37, 301
 SETTINGS = HeadSettings(temperature=1.7, stop=(9, 2, 250), merge_stop=True, tile_bytes=1 << 17)
@@ -138,12 +140,26 @@ def test_fused_statistics_of_rounded_products_are_plain_torchs():
         torch.testing.assert_close(fused[name].double(), column_N.double(), rtol=2e-2, atol=2e-2)
 
 
-def test_a_stop_class_among_rounded_products_has_no_probability_above_one():
-    """Four end tokens of logit 20 are one of 21.39, in bfloat16 21.375."""
-    sure = states([[20.0] * 4 + [-20.0] * 4] * 2, torch.bfloat16)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_stop_class_among_rounded_products_has_no_probability_above_one(dtype):
+    """Four end tokens of logit 20 are one of 21.39, in bfloat16 21.375; a single one's log-prob is its own."""
+    sure = states([[20.0] * 4 + [-20.0] * 4] * 2, dtype)
     settings = {"stop": (0, 1, 2, 3), "merge_stop": True, "precision": "fast", "kernels": "fused"}
-    found = statistics(sure, None, ["student_logprob", "student_stop_mass"], **settings)
+    names = ["student_logprob", "student_stop_mass", "trainer_logprob", "student_entropy"]
+    found = statistics(sure, None, names, **settings)
     assert found["student_logprob"].max() <= 0 and found["student_stop_mass"].max() <= 1
+    assert_close(found["trainer_logprob"], [-math.log(4)] * 2, 1e-6)
+    assert_close(found["student_entropy"], [0.0] * 2, 1e-6)
+
+
+@pytest.mark.parametrize("kernels_", ["plain", "fused"])
+@pytest.mark.parametrize("ends", [1, 3])
+def test_rounded_end_tokens_that_stay_apart_have_no_probability_above_one_together(ends, kernels_):
+    """20.05 is 20 in bfloat16; three of 20 are 21.1, which would be 21.125."""
+    weight_V2 = torch.tensor([[1.0, 1.0]] * ends + [[-1.0, 0.0]] * 5, dtype=torch.bfloat16)
+    sure = HiddenStates(torch.tensor([[20.0, 0.05]] * 2, dtype=torch.bfloat16), HeadWeights(weight_V2))
+    settings = {"stop": tuple(range(ends)), "precision": "fast", "kernels": kernels_}
+    assert_close(statistics(sure, None, ["student_stop_mass"], **settings)["student_stop_mass"], [1.0] * 2, 1e-6)
 
 
 @dataclass(frozen=True)
