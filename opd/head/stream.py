@@ -95,7 +95,8 @@ class SlabSweep:
         self.head, self.dtype = self.student.head, self.student.dtype
         self.shift = {name: n for who in strips.models for name, n in self._shift(who).items()}
         self.dense = [pay for pay in pays if isinstance(pay, DensePay)]
-        self.chosen = [pay for pay in pays if isinstance(pay, ChosenPay)]
+        chosen = [pay for pay in pays if isinstance(pay, ChosenPay)]
+        self.chosen = [ChosenPay(settings.outcome_of(pay.token_id_NK), pay.slope_NK) for pay in chosen]
         objectives = tuple(pay.objective for pay in self.dense)
         self.gradient = BlockGradient(objectives, settings.temperature, weighs=is_known)
 
@@ -165,7 +166,7 @@ class SlabSweep:
     def _add_chosen_(self, strip: Strip, over: float) -> None:
         """The slopes of the chosen tokens that stand in the strip."""
         for pay in self.chosen:
-            place_nK, inside_nK = strip.holds(self.settings.outcome_of(pay.token_id_NK))
+            place_nK, inside_nK = strip.holds(pay.token_id_NK)
             slope_nK = torch.where(inside_nK, pay.slope_NK.to(self.dtype) * over, 0)
             strip.student_vn.scatter_add_(0, place_nK.T, slope_nK.T.to(strip.student_vn.dtype))
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from opd.head import stream
+from opd.head.cost import kept_rows
 from opd.head.loss import head_loss
 from opd.head.pay import ChosenPay, DensePay, RowsPay
 from opd.head.settings import HeadSettings
@@ -203,6 +204,15 @@ def test_whole_rows_and_strips_add_up(settings, is_known):
     one, other = paid(given, streamed, settings), paid(given, tiled, settings)
     expected = one[0] + other[0], {part: one[1][part] + other[1][part] for part in PARTS}
     assert_same(paid(given, streamed + tiled, settings, known), expected)
+
+
+def test_what_class_a_chosen_token_is_of_is_asked_once_a_slab(monkeypatch):
+    """On a GPU each time waits for the end tokens to get there."""
+    asked, outcome_of = [], HeadSettings.outcome_of
+    monkeypatch.setattr(HeadSettings, "outcome_of", lambda *given: asked.append(given) or outcome_of(*given))
+    rows = kept_rows(V, itemsize=8, tile_bytes=SETTINGS["strips"].tile_bytes)
+    paid(replace(models(), teacher=None), [chosen()], SETTINGS["strips"])
+    assert len(asked) == -(-int(chosen().kept_N.sum()) // rows)
 
 
 def test_what_no_statistic_gives_makes_all_sums_anew():
