@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from opd.head.cost import streamed_rows
-from opd.head.settings import HeadSettings
+from opd.head.settings import LEAST, HeadSettings
 from opd.head.shard import VocabShard, whole_of
 from opd.head.strips import Strip, Strips
 from opd.head.sums import READ, Running, log_normaliser
@@ -107,12 +107,12 @@ class Swept:
         if self.settings.merges:
             stop = torch.tensor(self.settings.stop, device=logit_n.device)
             logit_n = torch.where(torch.isin(self.token_id_n, stop), self.models[who].stop_n.double(), logit_n)
-        return logit_n / self.settings.temperature - self.normaliser(who)
+        return _never(logit_n) / self.settings.temperature - self.normaliser(who)
 
     def trainer_logprob(self) -> Float[Tensor, " n"]:
         """log p of the sampled token itself, at the sampler's temperature."""
-        logit_n = self.token_logit["student"].double() / self.settings.sampler_temperature
-        return logit_n - log_normaliser(self.sampler_sums, "student")
+        logit_n = _never(self.token_logit["student"].double())
+        return logit_n / self.settings.sampler_temperature - log_normaliser(self.sampler_sums, "student")
 
     def stop_mass(self, who: str) -> Float[Tensor, " n"]:
         """Probability of all end tokens together."""
@@ -120,7 +120,7 @@ class Swept:
 
     def best_logprob(self, best: Best, who: str) -> Float[Tensor, "n K"]:
         """log p of the likeliest outcomes."""
-        return best.logits[who].double() / self.settings.temperature - self.normaliser(who)[:, None]
+        return _never(best.logits[who].double()) / self.settings.temperature - self.normaliser(who)[:, None]
 
     def _ranked(self) -> tuple[tuple[Best, str], ...]:
         return (self.candidates, "candidate_"), (self.teacher_top, "teacher_top_")
@@ -131,6 +131,11 @@ class Swept:
         for who, logits_vn in strip.logits.items():
             here_n = logits_vn.gather(0, place_n[None]).squeeze(0)
             self.token_logit[who] += torch.where(inside_n, here_n, 0)
+
+
+def _never(logit: Tensor) -> Tensor:
+    """−inf where LEAST stands for it."""
+    return logit.masked_fill(logit <= LEAST / 2, -torch.inf)
 
 
 def _side_by_side(x_RnK: Tensor) -> Tensor:

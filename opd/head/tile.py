@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from opd.head.settings import LEAST, HeadSettings
@@ -82,13 +82,19 @@ class Tile:
         id_nK = top(self.teacher(), k)
         return id_nK, self.teacher().gather(-1, id_nK)
 
+    def happens(self) -> Bool[Tensor, "n V"]:
+        """Outcomes that one of the models does; all of them where a top-k teacher leaves it open."""
+        if isinstance(self._teacher, TopScores):
+            return torch.ones_like(self.logits_nV, dtype=torch.bool)
+        return (self.student() > LEAST / 2) | (self.teacher() > LEAST / 2)
+
     def spread(self, grad_nV: Float[Tensor, "n V"], temperature: float) -> Float[Tensor, "n V"]:
         """From the gradient with respect to outcomes to that with respect to the raw logits, over the temperature.
 
         In place; a column i of a merged outcome b gets its share p_i / P_b of the outcome's gradient.
         """
         if self.merges:
-            share_ns = (self.logits_nV[:, self.stop] / temperature).softmax(-1)
+            share_ns = (self.logits_nV[:, self.stop] / temperature).clamp(LEAST).softmax(-1)
             grad_nV[:, self.stop] = share_ns * grad_nV[:, self.stop[:1]]
         return grad_nV if temperature == 1.0 else grad_nV / temperature
 

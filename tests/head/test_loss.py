@@ -238,6 +238,23 @@ def test_what_one_term_finds_infinite_costs_another_terms_row_nothing():
     assert paid(Models(student, teacher), [DensePay(OBJECTIVES["reverse_kl"](), one)])[0].isinf()
 
 
+def test_what_whole_rows_find_infinite_costs_another_terms_row_nothing():
+    """The student rules token 3 out, and rows 1 and 2 sampled it; whole rows are paid elsewhere."""
+    models = random_pair(4)
+    for states in (models.student, models.teacher):
+        states.head.bias_V[3] = -torch.inf
+    models, ids_N = replace(models, weak_NH=random_states(4, 4, 7, seed=3).hidden_NH), torch.tensor([0, 3, 3, 1])
+    some_N = torch.tensor([1.0, 0, 0, 0.5], dtype=torch.float64)
+    pays = [
+        RowsPay(OBJECTIVES["uskd"](), some_N, torch.ones(4)),
+        DensePay(OBJECTIVES["reverse_kl"](teacher_top=2), 1 - some_N),
+    ]
+    (loss, grads), *alone = (gradient(models, each, ids_N, HeadSettings()) for each in (pays, pays[:1], pays[1:]))
+    assert_close(loss, sum(part for part, _ in alone), 1e-13)
+    for part, grad in grads.items():
+        assert_close(grad, sum(theirs[part] for _, theirs in alone), 1e-13)
+
+
 def test_end_tokens_that_no_head_has_are_refused():
     pay = DensePay(OBJECTIVES["reverse_kl"](), torch.ones(3))
     with pytest.raises(ValueError, match=r"\[9\]"):

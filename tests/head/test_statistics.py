@@ -121,6 +121,20 @@ def test_the_teachers_first_token_is_read_in_both_models():
     assert found == pytest.approx([1, own, -math.log(1 + math.exp(-1) + math.exp(-2))])
 
 
+@both_precisions
+def test_what_a_model_rules_out_has_probability_0(dtype):
+    """The teacher can't do class 2, at the sampled token, among candidates and in an end class of its own."""
+    student, teacher = states([[0.0, 1.0, 2.0]], dtype), states([[0.0, 1.0, -torch.inf]], dtype)
+    settings = {"candidates": 3, "stop": (2,), "token_id_N": torch.tensor([2])}
+    found = statistics(student, teacher, STATISTICS, **settings)
+    assert float(found["teacher_logprob"]) == -math.inf and float(found["teacher_stop_mass"]) == 0
+    assert found["candidate_id"].tolist() == [[2, 1, 0]]
+    assert (found["candidate_teacher_logprob"] == -math.inf).tolist() == [[True, False, False]]
+    own = statistics(teacher, None, ["student_logprob", "trainer_logprob"], **settings)
+    assert [float(column) for column in own.values()] == [-math.inf] * 2
+    assert all(found[name].isfinite().all() for name in STATISTICS if name.startswith(("student", "trainer")))
+
+
 def test_no_rows_give_empty_columns():
     student, teacher = random_states(0, 4, 11, seed=1), random_states(0, 6, 11, seed=2)
     found = statistics(student, teacher, STATISTICS, candidates=3)
