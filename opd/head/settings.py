@@ -19,7 +19,8 @@ class HeadSettings:
     """temperature: of both models in objectives and statistics. sampler_temperature: the rollouts'.
 
     candidates: K of the student's top K, where an objective asks for them. stop: token ids that end a turn;
-    `merge_stop` makes them one outcome (arXiv 2609.20511). tile_bytes: working memory; never changes a result.
+    `merge_stop` makes them one outcome (arXiv 2609.20511). tile_bytes: working memory; of a result it changes the
+    rounding alone.
     precision: of logits from 16-bit weights, strip by strip; exact keeps float32 products (on a CPU the factors are
     float32 too, on a GPU ∂loss/∂logits is rounded before its products), fast rounds every product to 16 bits. Terms
     that need whole rows are always exact. kernels: of elementwise work, strip by strip; fused by torch.compile or

@@ -15,7 +15,6 @@ from opd.head.settings import LEAST, HeadSettings
 from opd.head.shard import VocabShard, whole_of
 from opd.head.strips import Strip, Strips
 from opd.head.sums import READ, Running, log_normaliser
-from opd.head.tile import top
 from opd.head.weights import HiddenStates, whole_teacher, working_dtype
 
 NORMALISERS = ("student_normaliser", "teacher_normaliser")
@@ -33,6 +32,22 @@ class Statistic:
     needs_teacher: bool
     sums: frozenset[str] = frozenset()
     reported: bool = True
+
+
+def top(log_p_nV: Float[Tensor, "n V"], k: int) -> Int[Tensor, "n K"]:
+    """The ids of the k largest, highest first; ties go to the lower id.
+
+    >>> top(torch.tensor([[0.0, 2.0, 1.0, 1.0]]), 2).tolist()
+    [[1, 2]]
+    """
+    k = min(k, log_p_nV.shape[-1])
+    least_n1 = log_p_nV.topk(k, dim=-1).values[:, -1:]
+    # what is above the least first, then the lowest ids that equal it; a mask of rows would make a GPU wait
+    order_V = torch.arange(log_p_nV.shape[-1], dtype=torch.int32, device=log_p_nV.device)
+    order_nV = torch.where(log_p_nV == least_n1, order_V, len(order_V)).masked_fill_(log_p_nV > least_n1, -1)
+    id_nK = order_nV.topk(k, dim=-1, largest=False).indices.sort(dim=-1).values
+    order_nK = log_p_nV.gather(-1, id_nK).sort(dim=-1, descending=True, stable=True).indices
+    return id_nK.gather(-1, order_nK)
 
 
 class Best:
@@ -147,7 +162,7 @@ def _of_sums(name: str, *, needs_teacher: bool) -> Statistic:
     return Statistic(lambda s: READ[name](s.sums, name), needs_teacher, frozenset([name]))
 
 
-def _ranked(of: Callable[[Swept], Tensor], *, needs_teacher: bool) -> Statistic:
+def _of_best(of: Callable[[Swept], Tensor], *, needs_teacher: bool) -> Statistic:
     return Statistic(of, needs_teacher, reported=False)
 
 
@@ -163,14 +178,14 @@ STATISTICS: dict[str, Statistic] = {
     "teacher_stop_mass": Statistic(lambda s: s.stop_mass("teacher"), needs_teacher=True),
     "student_normaliser": Statistic(lambda s: s.normaliser("student"), needs_teacher=False, reported=False),
     "teacher_normaliser": Statistic(lambda s: s.normaliser("teacher"), needs_teacher=True, reported=False),
-    "candidate_id": _ranked(lambda s: s.candidates.id_nK, needs_teacher=False),
-    "candidate_student_logprob": _ranked(lambda s: s.best_logprob(s.candidates, "student"), needs_teacher=False),
-    "candidate_teacher_logprob": _ranked(lambda s: s.best_logprob(s.candidates, "teacher"), needs_teacher=True),
-    "teacher_top_id": _ranked(lambda s: s.teacher_top.id_nK[:, 0], needs_teacher=True),
-    "teacher_top_student_logprob": _ranked(
+    "candidate_id": _of_best(lambda s: s.candidates.id_nK, needs_teacher=False),
+    "candidate_student_logprob": _of_best(lambda s: s.best_logprob(s.candidates, "student"), needs_teacher=False),
+    "candidate_teacher_logprob": _of_best(lambda s: s.best_logprob(s.candidates, "teacher"), needs_teacher=True),
+    "teacher_top_id": _of_best(lambda s: s.teacher_top.id_nK[:, 0], needs_teacher=True),
+    "teacher_top_student_logprob": _of_best(
         lambda s: s.best_logprob(s.teacher_top, "student")[:, 0], needs_teacher=True
     ),
-    "teacher_top_logprob": _ranked(lambda s: s.best_logprob(s.teacher_top, "teacher")[:, 0], needs_teacher=True),
+    "teacher_top_logprob": _of_best(lambda s: s.best_logprob(s.teacher_top, "teacher")[:, 0], needs_teacher=True),
 }
 """Every statistic by name, in nats (ids and masses excepted), at the loss's temperature, of merged outcomes.
 

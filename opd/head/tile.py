@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from opd.head.settings import LEAST, HeadSettings
+from opd.head.statistics import top
 from opd.head.weights import HiddenStates, whole_teacher
 
 
@@ -100,13 +101,10 @@ class Tile:
 
     def _at(self, who: str, temperature: float) -> Tensor:
         if (who, temperature) not in self._log_probs:
-            logits_nV = self.logits_nV if who == "student" else self._teacher_logits()
+            logits_nV = self.logits_nV if who == "student" else whole_teacher(self._teacher).logits(self.rows_n)
             log_p_nV = self._merged(torch.log_softmax(logits_nV / temperature, dim=-1))
             self._log_probs[who, temperature] = log_p_nV.clamp_(LEAST)
         return self._log_probs[who, temperature]
-
-    def _teacher_logits(self) -> Tensor:
-        return whole_teacher(self._teacher).logits(self.rows_n)
 
     def _merged(self, log_p_nV: Tensor) -> Tensor:
         if self.merges:
@@ -114,19 +112,3 @@ class Tile:
             log_p_nV[:, self.stop] = -torch.inf
             log_p_nV[:, self.stop[0]] = whole_n
         return log_p_nV
-
-
-def top(log_p_nV: Float[Tensor, "n V"], k: int) -> Int[Tensor, "n K"]:
-    """The ids of the k largest, highest first; ties go to the lower id.
-
-    >>> top(torch.tensor([[0.0, 2.0, 1.0, 1.0]]), 2).tolist()
-    [[1, 2]]
-    """
-    k = min(k, log_p_nV.shape[-1])
-    least_n1 = log_p_nV.topk(k, dim=-1).values[:, -1:]
-    # what is above the least first, then the lowest ids that equal it; a mask of rows would make a GPU wait
-    order_V = torch.arange(log_p_nV.shape[-1], dtype=torch.int32, device=log_p_nV.device)
-    order_nV = torch.where(log_p_nV == least_n1, order_V, len(order_V)).masked_fill_(log_p_nV > least_n1, -1)
-    id_nK = order_nV.topk(k, dim=-1, largest=False).indices.sort(dim=-1).values
-    order_nK = log_p_nV.gather(-1, id_nK).sort(dim=-1, descending=True, stable=True).indices
-    return id_nK.gather(-1, order_nK)

@@ -55,14 +55,14 @@ def block(rows: int, columns: int, dtype: torch.dtype = torch.float32) -> dict[s
 
 
 def test_one_kernel_serves_every_size_and_gives_plain_torchs_sums():
-    work, before = BlockSums(ASKS, 0.7), len(kernels.SECONDS)
+    work, before = BlockSums(ASKS, 0.7), len(kernels.KERNELS)
     for rows, columns in [(16, 16), (5, 40), (64, 7), (33, 33), (2, 2), (3, 2000)]:
         given = block(rows, columns)
         found, expected = run(work, given, fuse=True), work(given)
         assert list(found) == list(expected)
         for name, sum_n in expected.items():
             torch.testing.assert_close(found[name], sum_n, rtol=1e-5, atol=1e-6)
-    assert len(kernels.SECONDS) == before + 1
+    assert len(kernels.KERNELS) == before + 1
 
 
 def single(models: Models, dtype: torch.dtype) -> Models:

@@ -2,8 +2,9 @@ import math
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from opd.head.statistics import MEASURED, NORMALISERS, STATISTICS
+from opd.head.statistics import MEASURED, NORMALISERS, STATISTICS, top
 from tests.build import random_states, states, statistics
 from tests.oracle import assert_close, both_precisions, cases, counted, pair, spread
 
@@ -75,14 +76,15 @@ def test_bf16_is_no_worse_than_plain_torch(case):
 def test_a_statistic_does_not_depend_on_tiles_or_company():
     student, teacher = random_pair()
     token_id_N = torch.arange(13) % 11
-    whole = statistics(student, teacher, STATISTICS, token_id_N=token_id_N, merge_stop=True, **SETTINGS)
+    more = {"token_id_N": token_id_N, "merge_stop": True, **SETTINGS}
+    whole = statistics(student, teacher, STATISTICS, **more)
     for tile_bytes in (1, 1500, 5000):
-        more = {"token_id_N": token_id_N, "merge_stop": True, **SETTINGS}
         tiled = statistics(student, teacher, STATISTICS, tile_bytes=tile_bytes, **more)
         for name in STATISTICS:
             torch.testing.assert_close(tiled[name], whole[name], rtol=1e-12, atol=1e-12)
-            alone = statistics(student, teacher, [name], **more)
-            torch.testing.assert_close(alone[name], whole[name], rtol=0, atol=0)
+    for name in STATISTICS:
+        alone = statistics(student, teacher, [name], **more)
+        torch.testing.assert_close(alone[name], whole[name], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("merge_stop", [False, True])
@@ -111,6 +113,22 @@ def test_more_candidates_than_classes_are_all_classes():
 def test_ties_among_candidates_go_to_the_lower_id():
     found = statistics(states([[1.0, 2.0, 2.0, 1.0, 1.0, 2.0]] * 2), None, ["candidate_id"], candidates=4)
     assert found["candidate_id"].tolist() == [[1, 2, 5, 0]] * 2
+
+
+@pytest.mark.parametrize("levels", [1, 2, 5, 1000])
+@pytest.mark.parametrize("k", [1, 3, 40, 50])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_the_likeliest_come_highest_first_and_ties_go_to_the_lower_id(dtype, k, levels):
+    generator = torch.Generator().manual_seed(0)
+    logits_nV = torch.randint(levels, (30, 40), generator=generator).sub(levels // 2).to(dtype)
+    expected = logits_nV.sort(dim=-1, descending=True, stable=True).indices[:, :k]
+    assert torch.equal(top(logits_nV, k), expected)
+    assert torch.equal(top(logits_nV.T.contiguous().T, k), expected)
+
+
+def test_no_shape_follows_from_numbers_for_which_a_gpu_would_be_waited_for():
+    with FakeTensorMode():
+        assert top(torch.empty(3, 9), 2).shape == (3, 2)
 
 
 def test_the_teachers_first_token_is_read_in_both_models():
