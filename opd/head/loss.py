@@ -101,9 +101,7 @@ def _compute(
     return ruled_out(loss), gradients.collected()
 
 
-def _by_tiles(
-    student: HiddenStates, weak_NH: Tensor, pays: list[Pay], given: _Given, gradients: Gradients
-) -> Tensor:
+def _by_tiles(student: HiddenStates, weak_NH: Tensor, pays: list[Pay], given: _Given, gradients: Gradients) -> Tensor:
     """The loss of terms that need whole rows; their gradient is added."""
     loss, head = student.hidden_NH.new_zeros((), dtype=gradients.dtype), student.head
     n = tile_rows(head.vocabulary, itemsize=gradients.dtype.itemsize, tile_bytes=given.settings.tile_bytes)

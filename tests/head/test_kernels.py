@@ -10,14 +10,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from opd.head import kernels
 from opd.head.kernels import Kernel, run
-from opd.head.loss import head_loss
 from opd.head.pay import ChosenPay, DensePay
 from opd.head.settings import HeadSettings
 from opd.head.statistics import MEASURED, row_statistics, with_normalisers
 from opd.head.sums import BlockSums
 from opd.head.weights import HeadWeights, HiddenStates
 from opd.objectives import OBJECTIVES
-from tests.build import Models, random_states, states, statistics
+from tests.build import Models, gradient, random_states, states, statistics
 from tests.head.test_precision import errors, models, ours, plain
 from tests.head.test_sums import ASKS, TAILS, peaked, truth
 from tests.oracle import assert_close
@@ -79,15 +78,12 @@ def single(models: Models, dtype: torch.dtype) -> Models:
 
 def paid(models: Models, settings: HeadSettings) -> list[Tensor]:
     """Loss and gradients of terms of every kind that streams, on rows of their own."""
-    head = models.student.head
-    leaves = [x.detach().clone().requires_grad_() for x in (models.student.hidden_NH, head.weight_VH, head.bias_V)]
-    own = HiddenStates(leaves[0], replace(head, weight_VH=leaves[1], bias_V=leaves[2]))
     weight_N = torch.arange(N) % 3 / N
     dense = [DensePay(OBJECTIVES[name](), weight_N.roll(i)) for i, name in enumerate(TERMS)]
     ids_NK = torch.arange(2 * N).reshape(N, 2) % V
     pays = [*dense, ChosenPay(ids_NK, torch.linspace(-1, 1, 2 * N).reshape(N, 2))]
-    loss = head_loss(own, models.teacher, pays, torch.arange(N) % V, settings)
-    return [loss.detach(), *torch.autograd.grad(loss, leaves)]
+    loss, grads = gradient(models, pays, torch.arange(N) % V, settings)
+    return [loss, *grads.values()]
 
 
 @pytest.mark.parametrize(("head", "never"), [({"softcap": 5.0}, []), ({"scale": 0.5}, [11, 12])], ids=str)

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from opd.head.loss import head_loss
 from opd.head.pay import DensePay
 from opd.head.settings import HeadSettings
 from opd.head.statistics import row_statistics, with_normalisers
 from opd.head.weights import HeadWeights, HiddenStates
 from opd.objectives import OBJECTIVES
 from opd.objectives.base import DenseObjective, LogProbs
+from tests.build import Models, gradient, leaves
 
 N, H, V = 48, 64, 1500
 IDS_N, EVEN_N = torch.zeros(N, dtype=torch.long), torch.full((N,), 1 / N, dtype=torch.float64)
@@ -39,20 +39,23 @@ def models(dtype: torch.dtype) -> tuple[HiddenStates, HiddenStates]:
     return student, HiddenStates(teacher_NH.to(dtype), HeadWeights(teacher_VH.to(dtype)))
 
 
-def leaves_of(student: HiddenStates, dtype: torch.dtype) -> list[Tensor]:
-    return [x.detach().clone().to(dtype).requires_grad_() for x in (student.hidden_NH, student.head.weight_VH)]
+def cast(states: HiddenStates, dtype: torch.dtype) -> HiddenStates:
+    return HiddenStates(states.hidden_NH.to(dtype), HeadWeights(states.head.weight_VH.to(dtype)))
 
 
 def plain(
-    objective: DenseObjective, student: HiddenStates, teacher: HiddenStates, dtype: torch.dtype, weight_N: Tensor = EVEN_N
+    objective: DenseObjective,
+    student: HiddenStates,
+    teacher: HiddenStates,
+    dtype: torch.dtype,
+    weight_N: Tensor = EVEN_N,
 ) -> list[Tensor]:
     """Loss and gradients by plain torch: logits multiplied in `dtype`, log-softmax in float32 or better."""
-    leaves = leaves_of(student, dtype)
-    both = (leaves, [x.to(dtype) for x in (teacher.hidden_NH, teacher.head.weight_VH)])
-    logits = [hidden @ weight.T for hidden, weight in both]
+    parts, own = leaves(cast(student, dtype))
+    logits = [s.hidden_NH @ s.head.weight_VH.T for s in (own, cast(teacher, dtype))]
     log_p = [LogProbs((x if dtype == torch.float64 else x.float()).log_softmax(-1)) for x in logits]
     loss = (objective(*log_p)[0].sum(-1) * weight_N.to(log_p[0].log_nO)).sum()
-    return [loss.detach(), *torch.autograd.grad(loss, leaves)]
+    return [loss.detach(), *torch.autograd.grad(loss, list(parts.values()))]
 
 
 def known_of(objective: DenseObjective, student: HiddenStates, teacher: HiddenStates, **settings) -> dict[str, Tensor]:
@@ -65,11 +68,10 @@ def ours(
     objective: DenseObjective, student, teacher, *, is_known: bool = False, known=None, weight_N=EVEN_N, **settings
 ) -> list[Tensor]:
     """The same by the head, after a pass that found `known`, or what it does find."""
-    leaves = leaves_of(student, student.hidden_NH.dtype)
     known = known_of(objective, student, teacher, **settings) if is_known else known
-    own, pay = HiddenStates(leaves[0], replace(student.head, weight_VH=leaves[1])), DensePay(objective, weight_N)
-    loss = head_loss(own, teacher, [pay], IDS_N, HeadSettings(tile_bytes=TILE, **settings), known=known)
-    return [loss.detach(), *torch.autograd.grad(loss, leaves)]
+    settings = HeadSettings(tile_bytes=TILE, **settings)
+    loss, grads = gradient(Models(student, teacher), [DensePay(objective, weight_N)], IDS_N, settings, known)
+    return [loss, *grads.values()]
 
 
 def errors(found: list[Tensor], truth: list[Tensor]) -> list[float]:
@@ -165,8 +167,7 @@ def test_fast_is_nothing_to_heads_of_32_bits_and_more(name, is_known, dtype):
 @every_dtype
 def test_exact_statistics_are_those_of_the_truth(dtype):
     names, (student, teacher) = ["student_entropy", "teacher_entropy", "reverse_kl", "forward_kl"], models(dtype)
-    double = [HiddenStates(s.hidden_NH.double(), HeadWeights(s.head.weight_VH.double())) for s in (student, teacher)]
-    ids_N = torch.zeros(N, dtype=torch.long)
-    found, truth = (row_statistics(names, *s, ids_N, HeadSettings()) for s in ((student, teacher), double))
+    double = [cast(s, torch.float64) for s in (student, teacher)]
+    found, truth = (row_statistics(names, *s, IDS_N, HeadSettings()) for s in ((student, teacher), double))
     for name in names:
         torch.testing.assert_close(found[name].double(), truth[name], rtol=1e-5, atol=1e-6)

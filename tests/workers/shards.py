@@ -1,6 +1,5 @@
 """One rank of a head cut by vocabulary, over gloo: statistics and gradient of its own rows, saved for the test."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,23 +7,19 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from opd.head.loss import head_loss
 from opd.head.pay import ChosenPay, DensePay
 from opd.head.settings import HeadSettings
 from opd.head.shard import VocabShard
-from opd.head.statistics import row_statistics
+from opd.head.statistics import NORMALISERS, row_statistics
 from opd.head.weights import HiddenStates
 from opd.objectives import OBJECTIVES
 from opd.objectives.jsd import JSD
 from opd.vocab_ranks import AllRows, RankShard
-from tests.build import random_states
+from tests.build import Models, gradient, random_states
 
 V, SETTINGS = 13, HeadSettings(temperature=0.8, candidates=3, stop=(2, 11), merge_stop=True, tile_bytes=600)
-NAMES = (
-    *("reverse_kl", "forward_kl", "student_entropy", "teacher_logprob", "candidate_id"),
-    *("student_normaliser", "teacher_normaliser"),
-)
-OWN = ("loss", "hidden", "weight", "known_loss", "known_hidden", "known_weight")
+KLS, OTHERS = ("reverse_kl", "forward_kl"), ("student_entropy", "teacher_logprob", "candidate_id")
+OWN = ("loss", "hidden", "weight", "bias")
 """What a rank finds of its own rows or weights alone, or of all; the rest has a row for each of all ranks'."""
 
 
@@ -38,22 +33,17 @@ def models(rows: int) -> tuple[HiddenStates, HiddenStates]:
 def found_by(
     student: HiddenStates, teacher: HiddenStates, ids_N: Tensor, weight_N: Tensor, shard: VocabShard | None
 ) -> dict[str, Tensor]:
-    """Statistics; loss and gradients of hidden states and weight, by sums of its own and by known ones."""
-    statistics = row_statistics(NAMES, student, teacher, ids_N, SETTINGS, shard)
+    """Statistics; loss and gradients of hidden states, weight and bias, by sums of its own and by known ones."""
+    statistics = row_statistics((*KLS, *OTHERS, *NORMALISERS), student, teacher, ids_N, SETTINGS, shard)
     kl, entropy = DensePay(OBJECTIVES["forward_kl"](), weight_N), DensePay(OBJECTIVES["entropy"](), weight_N)
     ids_NK = torch.stack([ids_N, (ids_N + 2) % V], -1)
     chosen = ChosenPay(ids_NK, torch.stack([weight_N, -weight_N.flip(0)], -1))
+    terms = {"": [kl, DensePay(JSD(beta=0.4), weight_N.flip(0)), chosen], "known_": [kl, entropy, chosen]}
     found = dict(statistics)
-
-    def pay(pays: list, known: Mapping[str, Tensor] | None, name: str) -> None:
-        leaves = [x.detach().clone().requires_grad_() for x in (student.hidden_NH, student.head.weight_VH)]
-        own = HiddenStates(leaves[0], replace(student.head, weight_VH=leaves[1]))
-        loss = head_loss(own, teacher, pays, ids_N, SETTINGS, known=known, shard=shard)
-        hidden, weight = torch.autograd.grad(loss, leaves)
-        found.update({f"{name}loss": loss.detach(), f"{name}hidden": hidden, f"{name}weight": weight})
-
-    pay([kl, DensePay(JSD(beta=0.4), weight_N.flip(0)), chosen], None, "")
-    pay([kl, entropy, chosen], statistics, "known_")
+    for name, pays in terms.items():
+        known = statistics if name else None
+        loss, grads = gradient(Models(student, teacher), pays, ids_N, SETTINGS, known, shard)
+        found |= {f"{name}loss": loss} | {f"{name}{part}": grad for part, grad in grads.items()}
     return found
 
 
@@ -71,7 +61,7 @@ def rank(index: int, folder: str, counts: list[int], weight_N: Tensor) -> None:
         HiddenStates(states.hidden_NH[mine], states.head.part(shard.start, shard.stop)) for states in (student, teacher)
     ]
     found = found_by(*parts, torch.arange(sum(counts)) % V, weight_N, shard)
-    own = {name: x if name in OWN else x[rows.place] for name, x in found.items()}
+    own = {name: x if name.removeprefix("known_") in OWN else x[rows.place] for name, x in found.items()}
     torch.save(own, Path(folder, f"{index}.pt"))
     dist.destroy_process_group()
 
