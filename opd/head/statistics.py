@@ -40,12 +40,15 @@ def top(log_p_nV: Float[Tensor, "n V"], k: int) -> Int[Tensor, "n K"]:
     >>> top(torch.tensor([[0.0, 2.0, 1.0, 1.0]]), 2).tolist()
     [[1, 2]]
     """
-    k = min(k, log_p_nV.shape[-1])
-    least_n1 = log_p_nV.topk(k, dim=-1).values[:, -1:]
-    # what is above the least first, then the lowest ids that equal it; a mask of rows would make a GPU wait
+    value_nK, id_nK = log_p_nV.topk(min(k, log_p_nV.shape[-1]), dim=-1)
+    k, least_n1 = value_nK.shape[-1], value_nK[:, -1:]
+    # rows that tie at the border; a GPU would have to be waited for to know them, and takes all
+    tied = slice(None) if log_p_nV.is_cuda else (log_p_nV >= least_n1).sum(-1) > k
     order_V = torch.arange(log_p_nV.shape[-1], dtype=torch.int32, device=log_p_nV.device)
-    order_nV = torch.where(log_p_nV == least_n1, order_V, len(order_V)).masked_fill_(log_p_nV > least_n1, -1)
-    id_nK = order_nV.topk(k, dim=-1, largest=False).indices.sort(dim=-1).values
+    row_nV, least_n1 = log_p_nV[tied], least_n1[tied]
+    order_nV = torch.where(row_nV == least_n1, order_V, len(order_V)).masked_fill_(row_nV > least_n1, -1)
+    id_nK[tied] = order_nV.topk(k, dim=-1, largest=False).indices
+    id_nK = id_nK.sort(dim=-1).values
     order_nK = log_p_nV.gather(-1, id_nK).sort(dim=-1, descending=True, stable=True).indices
     return id_nK.gather(-1, order_nK)
 
