@@ -203,7 +203,7 @@ class Recipe(Record):
     sequence_parallel_size: PositiveInt = 1
     """So many ranks share every sequence, a piece each, in student and teacher (Ulysses): memory, never the result."""
     tile_mib: PositiveInt = 150
-    """Working memory of the loss head in MiB: speed, never the result."""
+    """Working memory of the loss head in MiB: speed, and of the result its rounding alone."""
     head_precision: HeadPrecision = "exact"
     """exact keeps the products of a bf16 head in fp32; fast rounds each to bf16, for speed on a CPU."""
     head_kernels: HeadKernels = "auto"

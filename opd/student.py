@@ -32,7 +32,7 @@ PaysOf = Callable[[Statistics], list[Pay]]
 """From a micro-batch's statistics to what its tokens pay."""
 
 
-class TiledHead(nn.Module):
+class SelectiveHead(nn.Module):
     """The lm_head under its own name and weights; its forward takes hidden states and never returns logits.
 
     A frozen weight gets no gradient, and no memory for one. With an adapter the head is W + scaling · B A, made anew in
@@ -87,7 +87,7 @@ class TiledHead(nn.Module):
 
 
 class Student(nn.Module):
-    """Backbone and tiled head. tokens: the tokenizer's size, to which padded vocabularies of unequal size are cut.
+    """Backbone and selective head. tokens: the tokenizer's size, to which padded vocabularies of unequal size are cut.
 
     layer_share: depth of the middle layer that an objective reads, or None.
     """
@@ -95,12 +95,12 @@ class Student(nn.Module):
     def __init__(self, model: PreTrainedModel, *, tokens: int, layer_share: float | None = None) -> None:
         super().__init__()
         self.model, self.layer_share = model, layer_share
-        model.set_output_embeddings(TiledHead(plain_head(model), model.config, tokens=tokens))
+        model.set_output_embeddings(SelectiveHead(plain_head(model), model.config, tokens=tokens))
         model.train()
         self.repeats = not drops(model)
 
     @property
-    def head(self) -> TiledHead:
+    def head(self) -> SelectiveHead:
         """The lm_head, a module of its own."""
         return self.model.get_output_embeddings()
 

@@ -16,7 +16,10 @@ from opd.head.weights import HiddenStates
 
 @dataclass(frozen=True)
 class RankShard(VocabShard):
-    """A shard on each rank of a process group, in order of rank. rows: whose states are where; None: all on each."""
+    """A shard on each rank of a process group, in order of rank.
+
+    rows: whose states are where; set for each micro-batch before the head runs.
+    """
 
     group: Any = None
     rows: AllRows | None = None
@@ -32,7 +35,7 @@ class RankShard(VocabShard):
         return cls(start, start + size + (rank < more), vocabulary, size + (more > 0), group)
 
     def sum(self, tensor: Tensor) -> Tensor:
-        total = tensor.clone()
+        total = tensor.clone(memory_format=torch.contiguous_format)  # NCCL takes no other
         dist.all_reduce(total, group=self.group)
         return total
 
@@ -40,8 +43,6 @@ class RankShard(VocabShard):
         return _gathered(tensor, self.group)
 
     def slab(self, states: HiddenStates, rows_n: Tensor) -> HiddenStates:
-        if self.rows is None:
-            return super().slab(states, rows_n)
         slab_nH = states.hidden_NH.new_zeros(len(rows_n), states.hidden_NH.shape[1])
         there, here = self.rows.meet(rows_n)
         slab_nH[there] = states.hidden_NH[here]
@@ -49,8 +50,6 @@ class RankShard(VocabShard):
         return replace(states, hidden_NH=slab_nH)
 
     def add_rows(self, sum_NH: Tensor, rows_n: Tensor, grad_nH: Tensor) -> None:
-        if self.rows is None:
-            return super().add_rows(sum_NH, rows_n, grad_nH)
         there, here = self.rows.meet(rows_n)
         sum_NH[here] += self.sum(grad_nH)[there]
 

@@ -13,6 +13,7 @@ from opd.distributed import Ranks, Trainer, Update
 from opd.head.loss import head_loss
 from opd.head.pay import Pay
 from opd.head.settings import HeadSettings
+from opd.head.shard import VocabShard
 from opd.head.statistics import MEASURED, STATISTICS, row_statistics, with_normalisers
 from opd.head.tile import TopScores
 from opd.head.weights import HeadWeights, HiddenStates
@@ -170,17 +171,28 @@ def taken(recipe: Recipe, table: TokenTable, models: Models, *, stop: tuple[int,
     return Taken(loss + chosen_loss(recipe.loss, plans), grads, plans, table)
 
 
+def leaves(student: HiddenStates) -> tuple[dict[str, Tensor], HiddenStates]:
+    """Copies that take a gradient of what a student has (hidden, weight, bias), and the student made of them."""
+    head = student.head
+    parts = {"hidden": student.hidden_NH, "weight": head.weight_VH, "bias": head.bias_V}
+    made = {name: x.detach().clone().requires_grad_() for name, x in parts.items() if x is not None}
+    return made, HiddenStates(made["hidden"], replace(head, weight_VH=made["weight"], bias_V=made.get("bias")))
+
+
 def gradient(
-    models: Models, paid: list[Pay], token_id_N: Tensor, settings: HeadSettings
+    models: Models,
+    paid: list[Pay],
+    token_id_N: Tensor,
+    settings: HeadSettings,
+    known: dict[str, Tensor] | None = None,
+    shard: VocabShard | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """head_loss, and its gradient with respect to everything that there is: hidden, weight, bias, weak."""
-    head = models.student.head
-    leaves = {"hidden": models.student.hidden_NH, "weight": head.weight_VH, "bias": head.bias_V, "weak": models.weak_NH}
-    leaves = {name: leaf.detach().clone().requires_grad_() for name, leaf in leaves.items() if leaf is not None}
-    own = HiddenStates(leaves["hidden"], replace(head, weight_VH=leaves["weight"], bias_V=leaves.get("bias")))
-    loss = head_loss(own, models.teacher, paid, token_id_N, settings, leaves.get("weak"))
-    grads = torch.autograd.grad(loss, list(leaves.values()))
-    return loss.detach(), dict(zip(leaves, grads, strict=True))
+    parts, own = leaves(models.student)
+    if models.weak_NH is not None:
+        parts["weak"] = models.weak_NH.detach().clone().requires_grad_()
+    loss = head_loss(own, models.teacher, paid, token_id_N, settings, parts.get("weak"), known, shard)
+    return loss.detach(), dict(zip(parts, torch.autograd.grad(loss, list(parts.values())), strict=True))
 
 
 class GivenLogits(Trainer):

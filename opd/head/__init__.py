@@ -1,4 +1,4 @@
-"""The selective lm_head: statistics and losses over the vocabulary, without ever building the logits.
+"""The selective lm_head: statistics and losses over the vocabulary, of at most a tile's logits at a time.
 
 In reading order: `settings.py` (what every pass must know), `weights.py` (what an lm_head is, and hidden states that
 wait for one), `cost.py` (how work is cut, and what it costs), `shard.py` (a head cut by vocabulary), `strips.py`

@@ -20,6 +20,8 @@ BLOCK_TENSORS = {"streamed": 7, "kept": 9}
 """Tensors of a block's size alive at once at the worst moment of a loss. Measured: forward KL 7, JSD 9."""
 SUMS_TENSORS = 3
 """The same of statistics, for each model."""
+LEAST_COLUMNS = 256
+"""Of a strip over the most rows that go through the strips together (`streamed_rows`)."""
 MOST_PARTS = 16
 """Sums of blocks are merged so many at a time."""
 LIVE_TILES = 16
@@ -42,7 +44,7 @@ def strip_columns(rows: int, *, itemsize: int, tile_bytes: int) -> int:
 
 def streamed_rows(*, itemsize: int, tile_bytes: int) -> int:
     """Rows that go through the strips together where nothing is kept between sweeps."""
-    return max(1, strip_elements(itemsize=itemsize, tile_bytes=tile_bytes) // 256)
+    return max(1, strip_elements(itemsize=itemsize, tile_bytes=tile_bytes) // LEAST_COLUMNS)
 
 
 def kept_rows(vocabulary: int, *, itemsize: int, tile_bytes: int) -> int:
@@ -64,7 +66,7 @@ class HeadShape:
     """What the cost depends on.
 
     rows: N. hidden, teacher_hidden: Hs, Ht. vocabulary: V of both heads; a rank of R holds V / R of it where heads are
-    sharded by vocabulary. itemsize: of the weights; working: of what sums are kept in. trains_head: dW is wanted.
+    sharded by vocabulary. itemsize: of the weights. trains_head: dW is wanted.
     """
 
     rows: int
@@ -72,13 +74,13 @@ class HeadShape:
     teacher_hidden: int
     vocabulary: int
     itemsize: int = 4
-    working: int = 4
     trains_head: bool = True
     tile_bytes: int = 150 << 20
 
-    def of_rank(self, ranks: int) -> HeadShape:
-        """The largest rank's part under vocab-parallel heads: all rows, V / R outcomes."""
-        return replace(self, vocabulary=-(-self.vocabulary // ranks))
+    @property
+    def working(self) -> int:
+        """Bytes of a number that sums are kept in."""
+        return max(4, self.itemsize)
 
     def slab(self, mode: Mode) -> int:
         """Rows that are worked on at once."""
@@ -139,7 +141,7 @@ def rank_bytes(shape: HeadShape, ranks: int = 1) -> int:
     is there of the rank's own N alone. With several ranks, the backward may be the worse moment: the gradient of the
     rank's part of the student's head is then there once more, as one of the whole head.
     """
-    part = replace(shape, rows=ranks * shape.rows).of_rank(ranks)
+    part = replace(shape, rows=ranks * shape.rows, vocabulary=-(-shape.vocabulary // ranks))
     elsewhere = (part.rows - shape.rows) * shape.hidden * shape.working
     forward = round(loss_cost(part, "streamed").peak_extra_bytes) - elsewhere
     whole = shape.vocabulary * shape.hidden * shape.itemsize

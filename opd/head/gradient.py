@@ -13,7 +13,7 @@ from opd.head.weights import HiddenStates, working_dtype
 
 
 class Gradients:
-    """The sums, in the working dtype; a part that is not wanted is None.
+    """The sums, in the working dtype but where `expect` says otherwise; a part that is not wanted is None.
 
     wants: of hidden states, middle layer, weight and bias. Those of the weights are of the shard's part alone. rounds:
     whether the weight's may be rounded before it is scaled, where one product makes it.
@@ -64,7 +64,7 @@ class Gradients:
         return self._part[: sum_ac.numel()].view(sum_ac.shape)
 
     def collected(self) -> list[Tensor | None]:
-        """Every part in the order of `wants`, in the working dtype: scale it, then `narrowed_` it."""
+        """Every part in the order of `wants`, as it was summed: scale it, then `narrowed_` it."""
         if self.is_empty and self.weight_VH is not None:
             self.weight_VH.zero_()
         return [self.hidden_NH, self.weak_NH, self.weight_VH, self.bias_V]

@@ -7,7 +7,6 @@ meets a block, once for all sizes; where that fails it runs plain from then on, 
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Callable
 
@@ -22,9 +21,6 @@ MOST_KERNELS = 16
 """Works that are compiled in a process at most: a number that moves with progress makes a new one in each step."""
 KERNELS: dict[tuple, Work] = {}
 """What was compiled so far, by work and dtypes; the work itself where that failed."""
-SECONDS: list[float] = []
-"""How long each first call of a kernel took, its compilation with it."""
-
 SAID: set[str] = set()
 """Why something runs plain, each told once: a compiler forgets what Python has warned of."""
 
@@ -42,7 +38,6 @@ def run(work: Work, given: Given, *, fuse: bool) -> Given:
 def forget() -> None:
     """As in a new process."""
     KERNELS.clear()
-    SECONDS.clear()
     SAID.clear()
 
 
@@ -50,7 +45,6 @@ def _first(work: Work, given: Given) -> Work:
     """The work compiled, or as it is, with a warning. It is tried on zeros, so that a failure has touched nothing."""
     if len(KERNELS) >= MOST_KERNELS:
         return _plain(work, f"{MOST_KERNELS} are compiled; does a number of the loss move with progress?")
-    start = time.perf_counter()
     try:
         kernel = Kernel(work, given)
         kernel.fused(_zeros(given, *_unequal(next(iter(given.values())))))
@@ -58,7 +52,6 @@ def _first(work: Work, given: Given) -> Work:
         raise
     except Exception as error:  # whatever a compiler meets, plain torch goes on
         return _plain(work, _first_line(error))
-    SECONDS.append(time.perf_counter() - start)
     return kernel
 
 

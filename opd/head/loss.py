@@ -1,4 +1,4 @@
-"""The loss head: what the retained tokens pay, and its gradient, without the logits of all rows ever being there.
+"""The loss head: what the retained tokens pay, and its gradient, of at most `tile_bytes` of logits at a time.
 
 Terms whose gradient is elementwise go strip by strip over the vocabulary (`stream.py`), the others by tiles of whole
 rows (`tile.py`).
@@ -43,9 +43,10 @@ def head_loss(
     and stop class: the loss is NaN where the student's normaliser is not, nothing else is checked.
     shard: which part of the vocabulary both heads hold, where they hold one; the N tokens are then those of all shards,
     the gradient of hidden states is of all parts, that of the weight of one's own. Raises ValueError for a term that
-    needs whole rows of a part, and for a missing teacher.
+    needs whole rows of a part, for a missing teacher, and for a float16 head in `fast` or on a GPU.
     """
     head = student.head
+    settings.check_trainable(head.weight_VH)
     weak_NH = student.hidden_NH.detach()[:0] if weak_NH is None else weak_NH
     given = _Given(teacher, pays, token_id_N, settings, known or {}, shard or whole_of(head))
     return _HeadLoss.apply(student.hidden_NH, weak_NH, head.weight_VH, head.bias_V, head, given)
@@ -96,25 +97,17 @@ def _compute(
         raise ValueError("a term that needs whole rows can't be paid by a part of the vocabulary; give whole heads")
     with torch.autocast(student.hidden_NH.device.type, enabled=False):
         loss = stream(student, given.teacher, streamed, given.settings, given.known, gradients, given.shard)
-        loss += _by_tiles(student, given.teacher, tiled, given.token_id_N, given.settings, weak_NH, gradients)
+        loss += _by_tiles(student, weak_NH, tiled, given, gradients)
     return ruled_out(loss), gradients.collected()
 
 
-def _by_tiles(
-    student: HiddenStates,
-    teacher: HiddenStates | TopScores | None,
-    pays: list[Pay],
-    token_id_N: Tensor,
-    settings: HeadSettings,
-    weak_NH: Tensor,
-    gradients: Gradients,
-) -> Tensor:
+def _by_tiles(student: HiddenStates, weak_NH: Tensor, pays: list[Pay], given: _Given, gradients: Gradients) -> Tensor:
     """The loss of terms that need whole rows; their gradient is added."""
     loss, head = student.hidden_NH.new_zeros((), dtype=gradients.dtype), student.head
-    n = tile_rows(head.vocabulary, itemsize=gradients.dtype.itemsize, tile_bytes=settings.tile_bytes)
+    n = tile_rows(head.vocabulary, itemsize=gradients.dtype.itemsize, tile_bytes=given.settings.tile_bytes)
     rows_N = retained_rows(pays, len(student), student.hidden_NH.device)
     for rows_n in rows_N.split(n) if len(rows_N) else ():
-        tile = Tile(rows_n, student, teacher, token_id_N, settings, weak_NH)
+        tile = Tile(rows_n, student, given.teacher, given.token_id_N, given.settings, weak_NH)
         value, grad_nV, grad_weak_nV = _tile(tile, pays)
         loss += value
         if grad_weak_nV is not None and not len(weak_NH):  # the last layer stands in for the middle one

@@ -69,8 +69,9 @@ class TeacherTop:
             ours_nO, theirs_nO = ours_nK.log_softmax(-1), theirs_nK.log_softmax(-1)
             rest_nV = None
         else:
-            rest_nV = _masked(ours_nV, ids_nK)
-            has_tail_n1 = rest_nV.isfinite().any(-1, keepdim=True)
+            listed_nV = _listed(ids_nK, ours_nV.shape[-1])
+            rest_nV = ours_nV.masked_fill(listed_nV, -torch.inf)
+            has_tail_n1 = (tile.happens() & ~listed_nV).any(-1, keepdim=True)
             left_n1 = (1 - theirs_nK.double().exp().sum(-1, keepdim=True)).clamp_min(1e-8).log().to(theirs_nK)
             ours_nO = torch.cat([ours_nK, rest_nV.logsumexp(-1, keepdim=True)], -1)
             theirs_nO = torch.cat([theirs_nK, left_n1.masked_fill(~has_tail_n1, -torch.inf)], -1)
@@ -90,9 +91,7 @@ def _renormalised(log_p_nV: Tensor, target_n1: Tensor) -> Tensor:
     return log_p_nV.scatter(-1, target_n1, -torch.inf).log_softmax(-1)
 
 
-def _masked(log_p_nV: Tensor, ids_nK: Tensor) -> Tensor:
-    """Without the listed columns; −1 in the list stands for none."""
-    V = log_p_nV.shape[-1]
-    listed_nV = torch.zeros(len(log_p_nV), V + 1, dtype=torch.bool, device=log_p_nV.device)
-    listed_nV.scatter_(-1, torch.where(ids_nK < 0, V, ids_nK), True)
-    return log_p_nV.masked_fill(listed_nV[:, :V], -torch.inf)
+def _listed(ids_nK: Tensor, vocabulary: int) -> Tensor:
+    """Whether each column is in the list, bool [n, V]; −1 in the list stands for none."""
+    listed_nV = torch.zeros(len(ids_nK), vocabulary + 1, dtype=torch.bool, device=ids_nK.device)
+    return listed_nV.scatter_(-1, torch.where(ids_nK < 0, vocabulary, ids_nK), True)[:, :vocabulary]

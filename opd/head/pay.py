@@ -112,10 +112,11 @@ class RowsPay:
         """Value and both gradients."""
         logits_nV, weak_nV = (x.detach().requires_grad_() for x in (tile.logits_nV, tile.weak_logits_nV))
         with torch.enable_grad():
-            over = tile.settings.temperature
-            constant_n = self.constant_N[tile.rows_n]
-            value_n = self.objective.rows(logits_nV / over, weak_nV / over, tile.raw_token_id_n, constant_n)
-            value = (value_n * self.weight_N[tile.rows_n].to(value_n)).sum()
+            weight_n, constant_n = self.weight_N[tile.rows_n], self.constant_N[tile.rows_n]
+            pays_n1 = ~(weight_n <= 0)[:, None]  # another term's row may be infinite in this one
+            both = (torch.where(pays_n1, x / tile.settings.temperature, 0) for x in (logits_nV, weak_nV))
+            value_n = self.objective.rows(*both, tile.raw_token_id_n, constant_n)
+            value = (value_n * weight_n.to(value_n)).sum()
             grads = torch.autograd.grad(value, (logits_nV, weak_nV))
         return value.detach(), *grads
 

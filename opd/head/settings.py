@@ -19,7 +19,8 @@ class HeadSettings:
     """temperature: of both models in objectives and statistics. sampler_temperature: the rollouts'.
 
     candidates: K of the student's top K, where an objective asks for them. stop: token ids that end a turn;
-    `merge_stop` makes them one outcome (arXiv 2609.20511). tile_bytes: working memory; never changes a result.
+    `merge_stop` makes them one outcome (arXiv 2609.20511). tile_bytes: working memory; of a result it changes the
+    rounding alone.
     precision: of logits from 16-bit weights, strip by strip; exact keeps float32 products (on a CPU the factors are
     float32 too, on a GPU ∂loss/∂logits is rounded before its products), fast rounds every product to 16 bits. Terms
     that need whole rows are always exact. kernels: of elementwise work, strip by strip; fused by torch.compile or
@@ -38,6 +39,12 @@ class HeadSettings:
     def product_dtype(self, weights: torch.dtype) -> torch.dtype:
         """Of the products with such weights."""
         return weights if self.precision == "fast" or weights == torch.float64 else torch.float32
+
+    def check_trainable(self, weight_VH: Tensor) -> None:
+        """ValueError where ∂loss/∂logits, over a step's count, is cast to float16: below 6e-8 that has no number."""
+        is_cast = self.precision == "fast" or weight_VH.device.type == "cuda"
+        if is_cast and weight_VH.dtype == torch.float16:
+            raise ValueError("a float16 head's gradient would vanish in 'fast' and on a GPU; use bfloat16")
 
     def fuses(self, weight_VH: Tensor) -> bool:
         """Whether elementwise work on products with such weights is fused; in float64 it never is."""

@@ -11,11 +11,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from opd.head.cost import streamed_rows
-from opd.head.settings import HeadSettings
+from opd.head.settings import LEAST, HeadSettings
 from opd.head.shard import VocabShard, whole_of
 from opd.head.strips import Strip, Strips
 from opd.head.sums import READ, Running, log_normaliser
-from opd.head.tile import top
 from opd.head.weights import HiddenStates, whole_teacher, working_dtype
 
 NORMALISERS = ("student_normaliser", "teacher_normaliser")
@@ -33,6 +32,25 @@ class Statistic:
     needs_teacher: bool
     sums: frozenset[str] = frozenset()
     reported: bool = True
+
+
+def top(log_p_nV: Float[Tensor, "n V"], k: int) -> Int[Tensor, "n K"]:
+    """The ids of the k largest, highest first; ties go to the lower id.
+
+    >>> top(torch.tensor([[0.0, 2.0, 1.0, 1.0]]), 2).tolist()
+    [[1, 2]]
+    """
+    value_nK, id_nK = log_p_nV.topk(min(k, log_p_nV.shape[-1]), dim=-1)
+    k, least_n1 = value_nK.shape[-1], value_nK[:, -1:]
+    # rows that tie at the border; a GPU would have to be waited for to know them, and takes all
+    tied = slice(None) if log_p_nV.is_cuda else (log_p_nV >= least_n1).sum(-1) > k
+    order_V = torch.arange(log_p_nV.shape[-1], dtype=torch.int32, device=log_p_nV.device)
+    row_nV, least_n1 = log_p_nV[tied], least_n1[tied]
+    order_nV = torch.where(row_nV == least_n1, order_V, len(order_V)).masked_fill_(row_nV > least_n1, -1)
+    id_nK[tied] = order_nV.topk(k, dim=-1, largest=False).indices
+    id_nK = id_nK.sort(dim=-1).values
+    order_nK = log_p_nV.gather(-1, id_nK).sort(dim=-1, descending=True, stable=True).indices
+    return id_nK.gather(-1, order_nK)
 
 
 class Best:
@@ -78,10 +96,12 @@ class Swept:
         ranked = [b for b, prefix in self._ranked() if any(name.startswith(prefix) for name in names)]
         running = Running(asks, settings.temperature, strips)
         sampler = Running(frozenset(), settings.sampler_temperature, strips)
-        at_another = "trainer_logprob" in names and settings.sampler_temperature != settings.temperature
+        is_rounded = settings.merges and strips.models["student"].is_raw  # the class's logit, and every sum with it
+        is_another = is_rounded or settings.sampler_temperature != settings.temperature
+        sums_apart = "trainer_logprob" in names and is_another
         for strip in strips:
             self._pick(strip)
-            if at_another:
+            if sums_apart:
                 sampler.see(strip, student_only=True)
             strips.merge(strip)
             running.see(strip)
@@ -93,7 +113,7 @@ class Swept:
         for who, logit_n in self.token_logit.items():
             self.token_logit[who] = strips.shard.sum(logit_n).masked_fill(foreign_n, torch.nan)
         self.sums = running.gathered()
-        self.sampler_sums = sampler.gathered() if at_another else self.sums
+        self.sampler_sums = sampler.gathered() if sums_apart else self.sums
 
     def normaliser(self, who: str) -> Float[Tensor, " n"]:
         """log Σ e^logit, float64."""
@@ -105,12 +125,12 @@ class Swept:
         if self.settings.merges:
             stop = torch.tensor(self.settings.stop, device=logit_n.device)
             logit_n = torch.where(torch.isin(self.token_id_n, stop), self.models[who].stop_n.double(), logit_n)
-        return logit_n / self.settings.temperature - self.normaliser(who)
+        return _never(logit_n) / self.settings.temperature - self.normaliser(who)
 
     def trainer_logprob(self) -> Float[Tensor, " n"]:
         """log p of the sampled token itself, at the sampler's temperature."""
-        logit_n = self.token_logit["student"].double() / self.settings.sampler_temperature
-        return logit_n - log_normaliser(self.sampler_sums, "student")
+        logit_n = _never(self.token_logit["student"].double())
+        return logit_n / self.settings.sampler_temperature - log_normaliser(self.sampler_sums, "student")
 
     def stop_mass(self, who: str) -> Float[Tensor, " n"]:
         """Probability of all end tokens together."""
@@ -118,7 +138,7 @@ class Swept:
 
     def best_logprob(self, best: Best, who: str) -> Float[Tensor, "n K"]:
         """log p of the likeliest outcomes."""
-        return best.logits[who].double() / self.settings.temperature - self.normaliser(who)[:, None]
+        return _never(best.logits[who].double()) / self.settings.temperature - self.normaliser(who)[:, None]
 
     def _ranked(self) -> tuple[tuple[Best, str], ...]:
         return (self.candidates, "candidate_"), (self.teacher_top, "teacher_top_")
@@ -131,6 +151,11 @@ class Swept:
             self.token_logit[who] += torch.where(inside_n, here_n, 0)
 
 
+def _never(logit: Tensor) -> Tensor:
+    """−inf where LEAST stands for it."""
+    return logit.masked_fill(logit <= LEAST / 2, -torch.inf)
+
+
 def _side_by_side(x_RnK: Tensor) -> Tensor:
     """[R, n, K] as [n, R·K]."""
     return x_RnK.transpose(0, 1).flatten(1)
@@ -140,7 +165,7 @@ def _of_sums(name: str, *, needs_teacher: bool) -> Statistic:
     return Statistic(lambda s: READ[name](s.sums, name), needs_teacher, frozenset([name]))
 
 
-def _ranked(of: Callable[[Swept], Tensor], *, needs_teacher: bool) -> Statistic:
+def _of_best(of: Callable[[Swept], Tensor], *, needs_teacher: bool) -> Statistic:
     return Statistic(of, needs_teacher, reported=False)
 
 
@@ -156,14 +181,14 @@ STATISTICS: dict[str, Statistic] = {
     "teacher_stop_mass": Statistic(lambda s: s.stop_mass("teacher"), needs_teacher=True),
     "student_normaliser": Statistic(lambda s: s.normaliser("student"), needs_teacher=False, reported=False),
     "teacher_normaliser": Statistic(lambda s: s.normaliser("teacher"), needs_teacher=True, reported=False),
-    "candidate_id": _ranked(lambda s: s.candidates.id_nK, needs_teacher=False),
-    "candidate_student_logprob": _ranked(lambda s: s.best_logprob(s.candidates, "student"), needs_teacher=False),
-    "candidate_teacher_logprob": _ranked(lambda s: s.best_logprob(s.candidates, "teacher"), needs_teacher=True),
-    "teacher_top_id": _ranked(lambda s: s.teacher_top.id_nK[:, 0], needs_teacher=True),
-    "teacher_top_student_logprob": _ranked(
+    "candidate_id": _of_best(lambda s: s.candidates.id_nK, needs_teacher=False),
+    "candidate_student_logprob": _of_best(lambda s: s.best_logprob(s.candidates, "student"), needs_teacher=False),
+    "candidate_teacher_logprob": _of_best(lambda s: s.best_logprob(s.candidates, "teacher"), needs_teacher=True),
+    "teacher_top_id": _of_best(lambda s: s.teacher_top.id_nK[:, 0], needs_teacher=True),
+    "teacher_top_student_logprob": _of_best(
         lambda s: s.best_logprob(s.teacher_top, "student")[:, 0], needs_teacher=True
     ),
-    "teacher_top_logprob": _ranked(lambda s: s.best_logprob(s.teacher_top, "teacher")[:, 0], needs_teacher=True),
+    "teacher_top_logprob": _of_best(lambda s: s.best_logprob(s.teacher_top, "teacher")[:, 0], needs_teacher=True),
 }
 """Every statistic by name, in nats (ids and masses excepted), at the loss's temperature, of merged outcomes.
 

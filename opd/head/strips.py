@@ -124,11 +124,12 @@ class Logits:
             memory[who] = weight_VH.new_empty(size, dtype=self.product_dtype)
         self._products_vn = memory[who][:size].view(height, len(self.hidden_nH))
         is_bent = self.head.bias_V is not None or self.head.bends
-        self.is_raw = self.product_dtype != self.dtype and settings.fuses(weight_VH) and not is_bent
+        # never in float16, which has no LEAST
+        self.is_raw = self.product_dtype == torch.bfloat16 and settings.fuses(weight_VH) and not is_bent
         self._wide_vn = self.hidden_nH.new_empty(0, dtype=self.dtype)
         self.stop_ns = shard.sum(self._stop_logits())
         self.stop_n = settings.temperature * (self.stop_ns / settings.temperature).logsumexp(-1)
-        if self.is_raw:  # it will stand among products of that dtype
+        if self.is_raw and settings.merges:  # it will stand among products of that dtype
             self.stop_n = self.stop_n.to(self.product_dtype).to(self.dtype)
 
     def strip(self, start: int) -> Float[Tensor, "v n"]:
@@ -152,7 +153,7 @@ class Logits:
             self._wide_vn = product_vn.new_empty(self._products_vn[: self.columns].shape, dtype=self.dtype)
         return self._wide_vn[: len(product_vn)].copy_(product_vn)
 
-    def _finish(self, logits_vn: Float[Tensor, "v n"], columns: slice) -> Float[Tensor, "v n"]:
+    def _finish(self, logits_vn: Float[Tensor, "v n"], columns: slice | list[int]) -> Float[Tensor, "v n"]:
         """From products to logits, in place."""
         if self.head.bias_V is not None:
             logits_vn += self.head.bias_V[columns, None]
@@ -168,10 +169,13 @@ class Logits:
                     strip_vn[token - start] = LEAST if place else self.stop_n
 
     def _stop_logits(self) -> Float[Tensor, "n s"]:
-        """Of those that this head holds; 0 for the others."""
+        """Of those that this head holds, rounded as their strips are; 0 for the others."""
         places, rows = held(self.settings.stop, self.head)
         stop_ns = self.hidden_nH.new_zeros(len(self.hidden_nH), len(self.settings.stop), dtype=self.dtype)
-        stop_ns[:, places] = self.head.rows(rows).logits(self.hidden_nH).clamp_(LEAST)
+        if rows:
+            product_sn = self.hidden_nH.new_empty(len(rows), len(self.hidden_nH), dtype=self.product_dtype)
+            multiply(self.head.weight_VH[rows], self.hidden_nH.T, product_sn)
+            stop_ns[:, places] = self._finish(product_sn.to(self.dtype), rows).T
         return stop_ns
 
 

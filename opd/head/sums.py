@@ -117,7 +117,7 @@ def merged(parts: list[Sums]) -> Sums:
     for name, (who, other) in KLS.items():
         if name in all_kn:
             found[name] = (scale[who] * (all_kn[name] + all_kn[f"{who}_sum"] * (shift[who] - shift[other]))).sum(0)
-    for name in all_kn.keys() - found.keys():
+    for name in sorted(all_kn.keys() - found.keys()):  # ranks stack them, and a set's order is a process's own
         found[name] = all_kn[name].sum(0)
     return found
 

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from opd.head.settings import LEAST, HeadSettings
+from opd.head.statistics import top
 from opd.head.weights import HiddenStates, whole_teacher
 
 
@@ -82,25 +83,28 @@ class Tile:
         id_nK = top(self.teacher(), k)
         return id_nK, self.teacher().gather(-1, id_nK)
 
+    def happens(self) -> Bool[Tensor, "n V"]:
+        """Outcomes that one of the models does; all of them where a top-k teacher leaves it open."""
+        if isinstance(self._teacher, TopScores):
+            return torch.ones_like(self.logits_nV, dtype=torch.bool)
+        return (self.student() > LEAST / 2) | (self.teacher() > LEAST / 2)
+
     def spread(self, grad_nV: Float[Tensor, "n V"], temperature: float) -> Float[Tensor, "n V"]:
         """From the gradient with respect to outcomes to that with respect to the raw logits, over the temperature.
 
         In place; a column i of a merged outcome b gets its share p_i / P_b of the outcome's gradient.
         """
         if self.merges:
-            share_ns = (self.logits_nV[:, self.stop] / temperature).softmax(-1)
+            share_ns = (self.logits_nV[:, self.stop] / temperature).clamp(LEAST).softmax(-1)
             grad_nV[:, self.stop] = share_ns * grad_nV[:, self.stop[:1]]
         return grad_nV if temperature == 1.0 else grad_nV / temperature
 
     def _at(self, who: str, temperature: float) -> Tensor:
         if (who, temperature) not in self._log_probs:
-            logits_nV = self.logits_nV if who == "student" else self._teacher_logits()
+            logits_nV = self.logits_nV if who == "student" else whole_teacher(self._teacher).logits(self.rows_n)
             log_p_nV = self._merged(torch.log_softmax(logits_nV / temperature, dim=-1))
             self._log_probs[who, temperature] = log_p_nV.clamp_(LEAST)
         return self._log_probs[who, temperature]
-
-    def _teacher_logits(self) -> Tensor:
-        return whole_teacher(self._teacher).logits(self.rows_n)
 
     def _merged(self, log_p_nV: Tensor) -> Tensor:
         if self.merges:
@@ -108,17 +112,3 @@ class Tile:
             log_p_nV[:, self.stop] = -torch.inf
             log_p_nV[:, self.stop[0]] = whole_n
         return log_p_nV
-
-
-def top(log_p_nV: Float[Tensor, "n V"], k: int) -> Int[Tensor, "n K"]:
-    """The ids of the k largest, highest first; ties go to the lower id.
-
-    >>> top(torch.tensor([[0.0, 2.0, 1.0, 1.0]]), 2).tolist()
-    [[1, 2]]
-    """
-    value_nK, id_nK = log_p_nV.topk(min(k, log_p_nV.shape[-1]), dim=-1)
-    tied_n = (log_p_nV >= value_nK[:, -1:]).sum(-1) > value_nK.shape[-1]
-    id_nK[tied_n] = log_p_nV[tied_n].sort(dim=-1, descending=True, stable=True).indices[:, : value_nK.shape[-1]]
-    id_nK = id_nK.sort(dim=-1).values
-    order_nK = log_p_nV.gather(-1, id_nK).sort(dim=-1, descending=True, stable=True).indices
-    return id_nK.gather(-1, order_nK)

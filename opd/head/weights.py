@@ -45,10 +45,6 @@ class HeadWeights:
         bias_V = None if self.bias_V is None else self.bias_V.to(device, copy=True)
         return replace(self, weight_VH=self.weight_VH.to(device, copy=True), bias_V=bias_V)
 
-    def rows(self, ids: list[int]) -> HeadWeights:
-        """The same head over those tokens alone, a copy."""
-        return replace(self, weight_VH=self.weight_VH[ids], bias_V=None if self.bias_V is None else self.bias_V[ids])
-
     def logits(self, hidden_nH: Float[Tensor, "n H"]) -> Float[Tensor, "n V"]:
         """Logits of whole rows, multiplied and summed in float32 (float64 for float64 weights)."""
         dtype = working_dtype(self.weight_VH.dtype)

@@ -126,7 +126,8 @@ class ChosenObjective(Objective):
         with torch.enable_grad():
             value = self.loss(log_p_CK, table, weight_C.double())
             (slope_CK,) = torch.autograd.grad(value, log_p_CK) if value.requires_grad else (torch.zeros_like(log_p_CK),)
-        return Chosen(value.detach(), ids_CK, slope_CK)
+        unpaid_C1 = (weight_C <= 0)[:, None]  # a token that pays nothing may be one that a model rules out
+        return Chosen(value.detach(), ids_CK, slope_CK.masked_fill(unpaid_C1, 0))
 
 
 def _columns(column: Tensor) -> Tensor:

@@ -43,10 +43,15 @@ class NKDTarget(ChosenObjective):
         name = "teacher_logprob" if self.target == "sampled" else "teacher_top_logprob"
         log_t_C = table[name].to(log_s_C)
         t_C = log_t_C.exp()
-        value_C = -t_C * log_s_C
+        value_C = -_times(t_C, log_s_C)
         if self.stationary:
-            value_C = value_C + t_C * log_t_C + (1 - t_C) * (_log_rest(log_t_C) - _log_rest(log_s_C))
+            value_C = value_C + _times(t_C, log_t_C) + (1 - t_C) * (_log_rest(log_t_C) - _log_rest(log_s_C))
         return mean_over(value_C, weight_C)
+
+
+def _times(p_C: Tensor, log_C: Tensor) -> Tensor:
+    """p · log, and 0 where p is."""
+    return torch.where(p_C == 0, 0, p_C * log_C)
 
 
 def _log_rest(log_p_C: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from pydantic import PositiveInt
 from torch import Tensor
 
 from opd.batch import TokenTable
+from opd.head.settings import LEAST
 from opd.objectives.base import ChosenObjective, mean_over
 
 
@@ -35,7 +36,7 @@ class PlackettLuce(ChosenObjective):
         by_id_Ck = table["candidate_id"][:, : self.k].argsort(dim=-1)
         teacher_Ck = table["candidate_teacher_logprob"][:, : self.k].to(log_p_CK).gather(-1, by_id_Ck)
         order_Ck = by_id_Ck.gather(-1, teacher_Ck.sort(dim=-1, descending=True, stable=True).indices)
-        z_Ck = log_p_CK[:, : self.k].gather(-1, order_Ck)
+        z_Ck = log_p_CK[:, : self.k].gather(-1, order_Ck).clamp_min(LEAST)  # one that can't happen pays 0
         z_Ck = torch.where(teacher_Ck.isnan(), teacher_Ck, z_Ck)  # no order: the loss shows it
         rest_Ck = z_Ck.flip(-1).logcumsumexp(-1).flip(-1)
         return mean_over((rest_Ck - z_Ck).sum(-1), weight_C)

@@ -38,13 +38,13 @@ class TGDPO(ChosenObjective):
         best, worst = (torch.tensor(side) for side in zip(*found, strict=True))
         part_B, sign_C = log_p_CK.new_zeros(len(table.length_B)), signs(table, found)
         term_C = self.beta * self.trust(table, sign_C) * (log_p_CK.squeeze(-1) - table["reference_logprob"])
-        part_B = part_B.index_add(0, rollout_C, torch.where(kept_C, (term_C + 0 * weight_C) * sign_C.abs(), 0))
+        part_B = part_B.index_add(0, rollout_C, torch.where(kept_C & (sign_C != 0), term_C + 0 * weight_C, 0))
         return -torch.nn.functional.logsigmoid(part_B[best] - part_B[worst]).mean()
 
     def trust(self, table: TokenTable, sign_C: Float[Tensor, " C"]) -> Float[Tensor, " C"]:
-        """f of each token: 1 + αr̂ in the better rollout (sign 1), 1 − αr̂ in the worse (sign −1)."""
+        """f of each token: 1 + αr̂ in the better rollout (sign 1), 1 − αr̂ in the worse (sign −1), 1 in none."""
         guide_C = self.beta * (table["teacher_logprob"] - table["reference_logprob"]).to(sign_C)
-        trust_C = 1 + self.alpha * sign_C * guide_C
+        trust_C = 1 + torch.where(sign_C == 0, 0, self.alpha * sign_C * guide_C)
         return trust_C.clamp_min(0) if self.clamp else trust_C
 
     def metrics(self, table: TokenTable, weight_C: Float[Tensor, " C"]) -> dict[str, float]:

@@ -7,6 +7,7 @@ from pydantic import Field
 from torch import Tensor
 
 from opd.batch import TokenTable
+from opd.head.settings import LEAST
 from opd.selection.base import Keep, ScoreSelector
 
 
@@ -24,6 +25,6 @@ class Dial(ScoreSelector):
     needs: ClassVar[tuple[str, ...]] = ("student_logprob", "teacher_logprob")
 
     def score(self, table: TokenTable) -> Float[Tensor, " C"]:
-        log_p_C, log_q_C = table["student_logprob"], table["teacher_logprob"]
+        log_p_C, log_q_C = (table[f"{who}_logprob"].clamp_min(LEAST) for who in ("student", "teacher"))
         ratio_C, difference_C = (log_q_C - log_p_C).abs(), (log_q_C.exp() - log_p_C.exp()).abs()
         return ratio_C ** (1 - self.beta) * difference_C**self.beta

@@ -16,6 +16,7 @@ from opd.head.cost import (
     HeadShape,
     kept_rows,
     loss_cost,
+    rank_bytes,
     statistics_cost,
     strip_columns,
     strip_elements,
@@ -86,6 +87,22 @@ class Allocations(TorchDispatchMode):
 
 def _tensors(tree) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+class Moved(TorchDispatchMode):
+    """Bytes of heads that products read, and of their gradient, which each reads and writes."""
+
+    def __init__(self, shape: HeadShape) -> None:
+        super().__init__()
+        self.bytes, self.hidden = 0, shape.hidden
+        self.heads = [4 * shape.vocabulary * width for width in (shape.hidden, shape.teacher_hidden)]
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func in (torch.ops.aten.mm.out, torch.ops.aten.addmm_.default):
+            *sums, left, right = args
+            self.bytes += sum(x.nbytes for x in (left, right) if x.untyped_storage().nbytes() in self.heads)
+            self.bytes += sum(2 * x.nbytes for x in sums if len(x) != self.hidden)
+        return func(*args, **(kwargs or {}))
 
 
 def counted_flops() -> FlopCounterMode:
@@ -273,6 +290,17 @@ def test_statistics_take_one_product_of_each_model(reads_teacher):
     assert counter.get_total_flops() == pytest.approx(cost.flops, rel=0.02)
 
 
+@pytest.mark.parametrize("trains_head", [True, False])
+@pytest.mark.parametrize("share", [1, 8])
+def test_bytes_are_those_that_products_move(share, trains_head):
+    shape = replace(SMALL_TILE, vocabulary=5_000, trains_head=trains_head)
+    loss, score = Moved(shape), Moved(shape)
+    lost(shape, [OBJECTIVES["reverse_kl"]()], loss, known=True, weight_N=FEW_N if share == 8 else None)
+    scored(shape, ["reverse_kl"], score)
+    assert loss.bytes == loss_cost(shape, "streamed", share=1 / share).bytes
+    assert score.bytes == statistics_cost(shape).bytes
+
+
 @pytest.mark.parametrize("tile_bytes", [1, 10**4, 10**6])
 def test_a_tile_takes_as_many_rows_as_fit_and_at_least_one(tile_bytes):
     n = tile_rows(256, itemsize=4, tile_bytes=tile_bytes)
@@ -297,5 +325,5 @@ def test_a_strip_takes_an_eighth_of_the_tile_and_at_least_a_column(rows, tile_by
 
 
 def test_the_largest_part_of_a_head_that_is_cut_has_what_is_left_over():
-    assert replace(SHAPE, vocabulary=10).of_rank(4).vocabulary == 3
-    assert SHAPE.of_rank(1) == SHAPE
+    uneven, even = (replace(SHAPE, vocabulary=size, trains_head=False) for size in (10, 12))
+    assert rank_bytes(uneven, 4) == rank_bytes(even, 4) < rank_bytes(uneven, 3)

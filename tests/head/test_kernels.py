@@ -1,5 +1,6 @@
 """Fused or plain, a pass gives the same; what can't be compiled runs plain. Few kernels: each takes a second."""
 
+import math
 from dataclasses import dataclass, replace
 
 import pytest
@@ -9,16 +10,16 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from opd.head import kernels
 from opd.head.kernels import Kernel, run
-from opd.head.loss import head_loss
 from opd.head.pay import ChosenPay, DensePay
 from opd.head.settings import HeadSettings
 from opd.head.statistics import MEASURED, row_statistics, with_normalisers
 from opd.head.sums import BlockSums
-from opd.head.weights import HiddenStates
+from opd.head.weights import HeadWeights, HiddenStates
 from opd.objectives import OBJECTIVES
-from tests.build import Models, random_states, states, statistics
+from tests.build import Models, gradient, random_states, states, statistics
 from tests.head.test_precision import errors, models, ours, plain
 from tests.head.test_sums import ASKS, TAILS, peaked, truth
+from tests.oracle import assert_close
 
 N, V = 37, 301
 SETTINGS = HeadSettings(temperature=1.7, stop=(9, 2, 250), merge_stop=True, tile_bytes=1 << 17)
@@ -53,14 +54,14 @@ def block(rows: int, columns: int, dtype: torch.dtype = torch.float32) -> dict[s
 
 
 def test_one_kernel_serves_every_size_and_gives_plain_torchs_sums():
-    work, before = BlockSums(ASKS, 0.7), len(kernels.SECONDS)
+    work, before = BlockSums(ASKS, 0.7), len(kernels.KERNELS)
     for rows, columns in [(16, 16), (5, 40), (64, 7), (33, 33), (2, 2), (3, 2000)]:
         given = block(rows, columns)
         found, expected = run(work, given, fuse=True), work(given)
         assert list(found) == list(expected)
         for name, sum_n in expected.items():
             torch.testing.assert_close(found[name], sum_n, rtol=1e-5, atol=1e-6)
-    assert len(kernels.SECONDS) == before + 1
+    assert len(kernels.KERNELS) == before + 1
 
 
 def single(models: Models, dtype: torch.dtype) -> Models:
@@ -77,15 +78,12 @@ def single(models: Models, dtype: torch.dtype) -> Models:
 
 def paid(models: Models, settings: HeadSettings) -> list[Tensor]:
     """Loss and gradients of terms of every kind that streams, on rows of their own."""
-    head = models.student.head
-    leaves = [x.detach().clone().requires_grad_() for x in (models.student.hidden_NH, head.weight_VH, head.bias_V)]
-    own = HiddenStates(leaves[0], replace(head, weight_VH=leaves[1], bias_V=leaves[2]))
     weight_N = torch.arange(N) % 3 / N
     dense = [DensePay(OBJECTIVES[name](), weight_N.roll(i)) for i, name in enumerate(TERMS)]
     ids_NK = torch.arange(2 * N).reshape(N, 2) % V
     pays = [*dense, ChosenPay(ids_NK, torch.linspace(-1, 1, 2 * N).reshape(N, 2))]
-    loss = head_loss(own, models.teacher, pays, torch.arange(N) % V, settings)
-    return [loss.detach(), *torch.autograd.grad(loss, leaves)]
+    loss, grads = gradient(models, pays, torch.arange(N) % V, settings)
+    return [loss, *grads.values()]
 
 
 @pytest.mark.parametrize(("head", "never"), [({"softcap": 5.0}, []), ({"scale": 0.5}, [11, 12])], ids=str)
@@ -138,12 +136,26 @@ def test_fused_statistics_of_rounded_products_are_plain_torchs():
         torch.testing.assert_close(fused[name].double(), column_N.double(), rtol=2e-2, atol=2e-2)
 
 
-def test_a_stop_class_among_rounded_products_has_no_probability_above_one():
-    """Four end tokens of logit 20 are one of 21.39, in bfloat16 21.375."""
-    sure = states([[20.0] * 4 + [-20.0] * 4] * 2, torch.bfloat16)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_stop_class_among_rounded_products_has_no_probability_above_one(dtype):
+    """Four end tokens of logit 20 are one of 21.39, in bfloat16 21.375; a single one's log-prob is its own."""
+    sure = states([[20.0] * 4 + [-20.0] * 4] * 2, dtype)
     settings = {"stop": (0, 1, 2, 3), "merge_stop": True, "precision": "fast", "kernels": "fused"}
-    found = statistics(sure, None, ["student_logprob", "student_stop_mass"], **settings)
+    names = ["student_logprob", "student_stop_mass", "trainer_logprob", "student_entropy"]
+    found = statistics(sure, None, names, **settings)
     assert found["student_logprob"].max() <= 0 and found["student_stop_mass"].max() <= 1
+    assert_close(found["trainer_logprob"], [-math.log(4)] * 2, 1e-6)
+    assert_close(found["student_entropy"], [0.0] * 2, 1e-6)
+
+
+@pytest.mark.parametrize("kernels_", ["plain", "fused"])
+@pytest.mark.parametrize("ends", [1, 3])
+def test_rounded_end_tokens_that_stay_apart_have_no_probability_above_one_together(ends, kernels_):
+    """20.05 is 20 in bfloat16; three of 20 are 21.1, which would be 21.125."""
+    weight_V2 = torch.tensor([[1.0, 1.0]] * ends + [[-1.0, 0.0]] * 5, dtype=torch.bfloat16)
+    sure = HiddenStates(torch.tensor([[20.0, 0.05]] * 2, dtype=torch.bfloat16), HeadWeights(weight_V2))
+    settings = {"stop": tuple(range(ends)), "precision": "fast", "kernels": kernels_}
+    assert_close(statistics(sure, None, ["student_stop_mass"], **settings)["student_stop_mass"], [1.0] * 2, 1e-6)
 
 
 @dataclass(frozen=True)

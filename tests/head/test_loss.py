@@ -14,7 +14,7 @@ from opd.head.weights import HeadWeights, HiddenStates
 from opd.objectives import OBJECTIVES
 from opd.objectives.base import LogProbs
 from opd.objectives.jsd import JSD
-from tests.build import TILE, Models, gradient, random_states
+from tests.build import TILE, Models, gradient, leaves, random_states
 from tests.oracle import assert_close, cases, pair
 
 HEADS = {"plain": {}, "softcap": {"softcap": 1.5}, "scale": {"scale": 0.25}, "both": {"softcap": 2.0, "scale": 3.0}}
@@ -64,12 +64,10 @@ def test_the_loss_is_the_plain_sum_over_terms_and_tokens(head):
     models = random_pair(9, **head)
     pays = [DensePay(objective, random_weights(9, i)) for i, objective in enumerate(WHOLE)]
     loss, grads = paid(models, pays, temperature=1.7)
-    own = models.student
-    leaves = [x.clone().requires_grad_() for x in (own.hidden_NH, own.head.weight_VH, own.head.bias_V)]
-    plain = replace(models, student=HiddenStates(leaves[0], HeadWeights(*leaves[1:], **head)))
-    expected = plain_loss(plain, pays, 1.7)
+    parts, own = leaves(models.student)
+    expected = plain_loss(replace(models, student=own), pays, 1.7)
     assert_close(loss, expected.detach(), 1e-12)
-    for ours, theirs in zip(grads.values(), torch.autograd.grad(expected, leaves), strict=True):
+    for ours, theirs in zip(grads.values(), torch.autograd.grad(expected, list(parts.values())), strict=True):
         assert_close(ours, theirs, 1e-12)
 
 
@@ -80,10 +78,9 @@ def test_what_was_chosen_is_paid_by_its_slope(head):
     slope_NK = torch.randn(5, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     slope_NK[2] = 0
     loss, grads = paid(replace(models, teacher=None), [ChosenPay(ids_NK, slope_NK)], temperature=0.6)
-    own = models.student
-    leaves = [x.clone().requires_grad_() for x in (own.hidden_NH, own.head.weight_VH, own.head.bias_V)]
-    log_p_NV = (HeadWeights(*leaves[1:], **head).logits(leaves[0]) / 0.6).log_softmax(-1)
-    expected = torch.autograd.grad((slope_NK * log_p_NV.gather(-1, ids_NK)).sum(), leaves)
+    parts, own = leaves(models.student)
+    log_p_NV = (own.head.logits(own.hidden_NH) / 0.6).log_softmax(-1)
+    expected = torch.autograd.grad((slope_NK * log_p_NV.gather(-1, ids_NK)).sum(), list(parts.values()))
     assert loss == 0
     for ours, theirs in zip(grads.values(), expected, strict=True):
         assert_close(ours, theirs, 1e-12)
@@ -223,19 +220,33 @@ def test_a_head_cut_to_fewer_tokens_trains_those_alone():
 
 
 def test_what_one_term_finds_infinite_costs_another_terms_row_nothing():
-    """Row 1: the teacher rules out what the student does; only the forward KL pays there."""
-    student, teacher = random_pair(2).student, random_pair(2).teacher
-    never_V = torch.zeros(7, dtype=torch.float64)
-    never_V[3] = -torch.inf
-    teacher = HiddenStates(teacher.hidden_NH, replace(teacher.head, bias_V=never_V))
-    one, other = torch.tensor([0.0, 1.0]), torch.tensor([1.0, 0.0])
-    loss, grads = paid(Models(student, teacher), [DensePay(OBJECTIVES["forward_kl"](), one)])
-    both = [DensePay(OBJECTIVES["forward_kl"](), one), DensePay(OBJECTIVES["reverse_kl"](), other * 0)]
+    """The teacher rules token 3 out: reverse KL is infinite in every row and pays in none, forward KL in row 1."""
+    models, none, one = random_pair(2), torch.zeros(2), torch.tensor([0.0, 1.0])
+    models.teacher.head.bias_V[3] = -torch.inf
+    forward, reverse = DensePay(OBJECTIVES["forward_kl"](), one), DensePay(OBJECTIVES["reverse_kl"](), none)
+    loss, grads = paid(models, [forward])
     assert loss.isfinite() and all(grad.isfinite().all() for grad in grads.values())
-    again, grads_again = paid(Models(student, teacher), both)
+    again, grads_again = paid(models, [forward, reverse])
     assert_close(again, loss, 1e-13)
     assert_close(grads_again["hidden"], grads["hidden"], 1e-13)
-    assert paid(Models(student, teacher), [DensePay(OBJECTIVES["reverse_kl"](), one)])[0].isinf()
+    assert paid(models, [replace(reverse, weight_N=one)])[0].isinf()
+
+
+def test_what_whole_rows_find_infinite_costs_another_terms_row_nothing():
+    """The student rules token 3 out, and rows 1 and 2 sampled it; whole rows are paid elsewhere."""
+    models = random_pair(4)
+    for states in (models.student, models.teacher):
+        states.head.bias_V[3] = -torch.inf
+    models, ids_N = replace(models, weak_NH=random_states(4, 4, 7, seed=3).hidden_NH), torch.tensor([0, 3, 3, 1])
+    some_N = torch.tensor([1.0, 0, 0, 0.5], dtype=torch.float64)
+    pays = [
+        RowsPay(OBJECTIVES["uskd"](), some_N, torch.ones(4)),
+        DensePay(OBJECTIVES["reverse_kl"](teacher_top=2), 1 - some_N),
+    ]
+    (loss, grads), *alone = (gradient(models, each, ids_N, HeadSettings()) for each in (pays, pays[:1], pays[1:]))
+    assert_close(loss, sum(part for part, _ in alone), 1e-13)
+    for part, grad in grads.items():
+        assert_close(grad, sum(theirs[part] for _, theirs in alone), 1e-13)
 
 
 def test_end_tokens_that_no_head_has_are_refused():

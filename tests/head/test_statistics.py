@@ -2,8 +2,9 @@ import math
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from opd.head.statistics import MEASURED, NORMALISERS, STATISTICS
+from opd.head.statistics import MEASURED, NORMALISERS, STATISTICS, top
 from tests.build import random_states, states, statistics
 from tests.oracle import assert_close, both_precisions, cases, counted, pair, spread
 
@@ -75,14 +76,15 @@ def test_bf16_is_no_worse_than_plain_torch(case):
 def test_a_statistic_does_not_depend_on_tiles_or_company():
     student, teacher = random_pair()
     token_id_N = torch.arange(13) % 11
-    whole = statistics(student, teacher, STATISTICS, token_id_N=token_id_N, merge_stop=True, **SETTINGS)
+    more = {"token_id_N": token_id_N, "merge_stop": True, **SETTINGS}
+    whole = statistics(student, teacher, STATISTICS, **more)
     for tile_bytes in (1, 1500, 5000):
-        more = {"token_id_N": token_id_N, "merge_stop": True, **SETTINGS}
         tiled = statistics(student, teacher, STATISTICS, tile_bytes=tile_bytes, **more)
         for name in STATISTICS:
             torch.testing.assert_close(tiled[name], whole[name], rtol=1e-12, atol=1e-12)
-            alone = statistics(student, teacher, [name], **more)
-            torch.testing.assert_close(alone[name], whole[name], rtol=0, atol=0)
+    for name in STATISTICS:
+        alone = statistics(student, teacher, [name], **more)
+        torch.testing.assert_close(alone[name], whole[name], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("merge_stop", [False, True])
@@ -113,12 +115,45 @@ def test_ties_among_candidates_go_to_the_lower_id():
     assert found["candidate_id"].tolist() == [[1, 2, 5, 0]] * 2
 
 
+@pytest.mark.parametrize("levels", [1, 2, 5, 1000])
+@pytest.mark.parametrize("k", [1, 3, 40, 50])
+@pytest.mark.parametrize("waits", [True, False])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_the_likeliest_come_highest_first_and_ties_go_to_the_lower_id(dtype, waits, k, levels, monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "is_cuda", not waits)  # on a GPU it goes another way
+    generator = torch.Generator().manual_seed(0)
+    logits_nV = torch.randint(levels, (30, 40), generator=generator).sub(levels // 2).to(dtype)
+    expected = logits_nV.sort(dim=-1, descending=True, stable=True).indices[:, :k]
+    assert torch.equal(top(logits_nV, k), expected)
+    assert torch.equal(top(logits_nV.T.contiguous().T, k), expected)
+
+
+def test_no_shape_follows_from_numbers_for_which_a_gpu_would_be_waited_for(monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    with FakeTensorMode():
+        assert top(torch.empty(3, 9), 2).shape == (3, 2)
+
+
 def test_the_teachers_first_token_is_read_in_both_models():
     student, teacher = states([[0.0, 1.0, 2.0]]), states([[3.0, 5.0, 4.0]])
     names = ["teacher_top_id", "teacher_top_student_logprob", "teacher_top_logprob"]
     found = [float(statistics(student, teacher, names)[name]) for name in names]
     own = -math.log(1 + math.e + math.exp(-1))
     assert found == pytest.approx([1, own, -math.log(1 + math.exp(-1) + math.exp(-2))])
+
+
+@both_precisions
+def test_what_a_model_rules_out_has_probability_0(dtype):
+    """The teacher can't do class 2, at the sampled token, among candidates and in an end class of its own."""
+    student, teacher = states([[0.0, 1.0, 2.0]], dtype), states([[0.0, 1.0, -torch.inf]], dtype)
+    settings = {"candidates": 3, "stop": (2,), "token_id_N": torch.tensor([2])}
+    found = statistics(student, teacher, STATISTICS, **settings)
+    assert float(found["teacher_logprob"]) == -math.inf and float(found["teacher_stop_mass"]) == 0
+    assert found["candidate_id"].tolist() == [[2, 1, 0]]
+    assert (found["candidate_teacher_logprob"] == -math.inf).tolist() == [[True, False, False]]
+    own = statistics(teacher, None, ["student_logprob", "trainer_logprob"], **settings)
+    assert [float(column) for column in own.values()] == [-math.inf] * 2
+    assert all(found[name].isfinite().all() for name in STATISTICS if name.startswith(("student", "trainer")))
 
 
 def test_no_rows_give_empty_columns():

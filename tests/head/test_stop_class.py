@@ -106,16 +106,13 @@ def test_which_end_token_comes_first_does_not_matter(name):
 
 
 def test_a_columns_gradient_is_its_share_of_the_outcomes():
-    models, settings = random_models(), HeadSettings(stop=STOP, merge_stop=True)
-    pay = DensePay(OBJECTIVES["forward_kl"](), torch.ones(6))
-    _, grads = gradient(replace(models, weak_NH=None), [pay], random_ids(), settings)
-    # with a bias for every column, the bias's gradient is the logits'
-    one = [Models(s.rows(torch.tensor([0])), t.rows(torch.tensor([0]))) for s, t in [(models.student, models.teacher)]]
-    _, first = gradient(one[0], [replace(pay, weight_N=torch.ones(1))], random_ids(1), settings)
-    p_V = models.student.head.logits(models.student.hidden_NH[:1]).softmax(-1)[0]
-    shares = first["bias"][list(STOP)] / p_V[list(STOP)]
+    """With a bias for every column, the bias's gradient is the logits'."""
+    models, settings = replace(random_models(1), weak_NH=None), HeadSettings(stop=STOP, merge_stop=True)
+    _, grads = gradient(models, [DensePay(OBJECTIVES["forward_kl"](), torch.ones(1))], random_ids(1), settings)
+    p_V = models.student.head.logits(models.student.hidden_NH).softmax(-1)[0]
+    shares = grads["bias"][list(STOP)] / p_V[list(STOP)]
+    assert shares.all()
     assert_close(shares, [float(shares[0])] * len(STOP), 1e-12)
-    assert grads["bias"][list(STOP)].all()
 
 
 @pytest.mark.parametrize("settings", [{"temperature": 2.0}, {"stop": (1, 2), "merge_stop": True}], ids=str)
@@ -124,3 +121,54 @@ def test_a_top_k_teachers_list_is_refused_where_it_would_be_wrong(settings):
     pay = DensePay(OBJECTIVES["reverse_kl"](teacher_top=2), torch.ones(1))
     with pytest.raises(ValueError, match="top-k"):
         gradient(Models(log(P), teacher), [pay], torch.tensor([0]), HeadSettings(**settings))
+
+
+@pytest.mark.parametrize("name", ["reverse_kl", "forward_kl", "jsd"])
+def test_a_list_of_all_outcomes_there_are_leaves_no_tail(name):
+    """Six of eight tokens, three being one; the other two can't happen, and so can't what both models rule out."""
+    models, settings = random_models(), HeadSettings(stop=STOP, merge_stop=True)
+    models = replace(models, weak_NH=None)
+    for most in (6, 5):
+        whole, listed = (
+            gradient(models, [DensePay(OBJECTIVES[name](teacher_top=k), torch.ones(6))], random_ids(), settings)
+            for k in (None, most)
+        )
+        assert_close(listed[0], whole[0], 1e-12)
+        for part, grad in whole[1].items():
+            assert_close(listed[1][part], grad, 1e-12)
+        for its in (models.student, models.teacher):
+            its.head.bias_V[7] = -torch.inf
+
+
+def test_a_tail_that_the_student_alone_rules_out_costs_without_end():
+    models, pay = (
+        replace(random_models(1), weak_NH=None),
+        DensePay(OBJECTIVES["forward_kl"](teacher_top=7), torch.ones(1)),
+    )
+    last = models.teacher.head.logits(models.teacher.hidden_NH).argmin()
+    models.student.head.bias_V[last] = -torch.inf
+    assert gradient(models, [pay], random_ids(1), HeadSettings())[0].isinf()
+
+
+@pytest.mark.parametrize("objective", [OBJECTIVES["reverse_kl"](), OBJECTIVES["reverse_kl"](teacher_top=5)], ids=repr)
+def test_a_class_that_both_models_rule_out_trains_nothing(objective):
+    models, settings = replace(random_models(), weak_NH=None), HeadSettings(stop=STOP, merge_stop=True)
+    for its in (models.student, models.teacher):
+        its.head.bias_V[list(STOP)] = -torch.inf
+    loss, grads = gradient(models, [DensePay(objective, torch.ones(6))], random_ids(), settings)
+    expected, plain = gradient(
+        models, [DensePay(OBJECTIVES["reverse_kl"](), torch.ones(6))], random_ids(), HeadSettings()
+    )
+    assert_close(loss, expected, 1e-12)
+    for part, grad in plain.items():
+        assert_close(grads[part], grad, 1e-12)
+
+
+def test_candidates_that_can_not_happen_are_paid_nothing():
+    """Of the eight best tokens two are of a class that stands elsewhere."""
+    table = token_table([6], {"weight": torch.ones(6)}, token_id_C=random_ids())
+    recipes = [paying(OBJECTIVES["plackett_luce"](k=k), stop_class=True) for k in (8, 6)]
+    found, expected = (taken(recipe, table, random_models(), stop=STOP) for recipe in recipes)
+    assert_close(found.loss, expected.loss, 1e-12)
+    for part, grad in expected.grads.items():
+        assert_close(found.grads[part], grad, 1e-12)

@@ -7,15 +7,15 @@ import torch
 from torch import Tensor
 
 from opd.head import stream
+from opd.head.cost import kept_rows
 from opd.head.loss import head_loss
 from opd.head.pay import ChosenPay, DensePay, RowsPay
 from opd.head.settings import HeadSettings
 from opd.head.statistics import NORMALISERS, row_statistics, with_normalisers
-from opd.head.weights import HiddenStates
 from opd.objectives import OBJECTIVES
 from opd.objectives.base import DenseObjective, LogProbs
 from opd.objectives.jsd import JSD
-from tests.build import TILE, Models, random_states
+from tests.build import TILE, Models, gradient, leaves, random_states
 from tests.oracle import assert_close
 
 N, V = 13, 11
@@ -66,12 +66,7 @@ def known_of(models: Models, objectives: list[DenseObjective], settings: HeadSet
 
 def paid(models: Models, pays: list, settings: HeadSettings, known=None) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss and gradients; `known` are statistics of a former pass."""
-    head = models.student.head
-    leaves = [x.detach().clone().requires_grad_() for x in (models.student.hidden_NH, head.weight_VH, head.bias_V)]
-    own = HiddenStates(leaves[0], replace(head, weight_VH=leaves[1], bias_V=leaves[2]))
-    ids_N = torch.arange(N) % V
-    loss = head_loss(own, models.teacher, pays, ids_N, settings, models.weak_NH, known)
-    return loss.detach(), dict(zip(PARTS, torch.autograd.grad(loss, leaves), strict=True))
+    return gradient(models, pays, torch.arange(N) % V, settings, known)
 
 
 def assert_same(found: tuple[Tensor, dict], expected: tuple[Tensor, dict]) -> None:
@@ -99,15 +94,13 @@ def test_merged_end_tokens_are_paid_as_one_outcome(head, is_known):
     """By autograd over log-probabilities whose end tokens are one column."""
     given, settings, objectives = models(**head), SETTINGS["merged"], SUMMED["both"]
     pays, rest = [*dense(objectives), chosen()], [i for i in range(V) if i not in STOP]
-    own = given.student.head
-    leaves = [x.clone().requires_grad_() for x in (given.student.hidden_NH, own.weight_VH, own.bias_V)]
-    student = HiddenStates(leaves[0], replace(own, weight_VH=leaves[1], bias_V=leaves[2]))
+    parts, student = leaves(given.student)
     raw = [(s.head.logits(s.hidden_NH) / settings.temperature).log_softmax(-1) for s in (student, given.teacher)]
     log_p = [torch.cat([x[:, STOP].logsumexp(-1, keepdim=True), x[:, rest]], -1) for x in raw]
     place_V = torch.zeros(V, dtype=torch.long).index_copy(0, torch.tensor(rest), torch.arange(len(rest)) + 1)
     loss = sum((p.objective(*map(LogProbs, log_p))[0].sum(-1) * p.weight_N).sum() for p in pays[:-1])
     slopes = (pays[-1].slope_NK * log_p[0].gather(-1, place_V[pays[-1].token_id_NK])).sum()
-    expected = loss.detach(), dict(zip(PARTS, torch.autograd.grad(loss + slopes, leaves), strict=True))
+    expected = loss.detach(), dict(zip(PARTS, torch.autograd.grad(loss + slopes, list(parts.values())), strict=True))
     assert_same(paid(given, pays, settings, known_of(given, objectives, settings) if is_known else None), expected)
 
 
@@ -203,6 +196,15 @@ def test_whole_rows_and_strips_add_up(settings, is_known):
     one, other = paid(given, streamed, settings), paid(given, tiled, settings)
     expected = one[0] + other[0], {part: one[1][part] + other[1][part] for part in PARTS}
     assert_same(paid(given, streamed + tiled, settings, known), expected)
+
+
+def test_what_class_a_chosen_token_is_of_is_asked_once_a_slab(monkeypatch):
+    """On a GPU each time waits for the end tokens to get there."""
+    asked, outcome_of = [], HeadSettings.outcome_of
+    monkeypatch.setattr(HeadSettings, "outcome_of", lambda *given: asked.append(given) or outcome_of(*given))
+    rows = kept_rows(V, itemsize=8, tile_bytes=SETTINGS["strips"].tile_bytes)
+    paid(replace(models(), teacher=None), [chosen()], SETTINGS["strips"])
+    assert len(asked) == -(-int(chosen().kept_N.sum()) // rows)
 
 
 def test_what_no_statistic_gives_makes_all_sums_anew():

@@ -63,6 +63,13 @@ def test_only_what_is_asked_is_summed():
     assert block_sums(frozenset(), {"student": given["student"]}, 1.0).keys() == {"student_max", "student_sum"}
 
 
+def test_sums_are_stacked_in_an_order_that_all_ranks_share():
+    """A set's order is each process's own."""
+    names = [f"{letter}_ruled_out" for letter in "ecjabhgidf"]
+    part = block_sums(frozenset(), logits(), 1.0) | {name: torch.zeros(4) for name in names}
+    assert list(merged([part]))[-len(names) :] == sorted(names)
+
+
 def test_a_block_of_nothing_that_can_happen_adds_nothing():
     given = logits()
     never = {who: torch.full((4, 3), LEAST, dtype=torch.float64) for who in given}

@@ -77,11 +77,9 @@ def test_a_middle_layer_passes_the_final_norm_once_and_is_never_the_last(share):
 
 @pytest.mark.parametrize("name", ["gemma2", "granite", "cohere"])
 def test_what_a_model_does_to_its_logits_is_not_lost(name):
-    weight = torch.randn(31, 16)
-    found = head_weights(weight, None, CONFIGS[name]).logits(
-        torch.randn(2, 16, generator=torch.Generator().manual_seed(0))
-    )
-    plain = HeadWeights(weight).logits(torch.randn(2, 16, generator=torch.Generator().manual_seed(0)))
+    given = random_states(2, 16, 31, seed=0)
+    found = head_weights(given.head.weight_VH, None, CONFIGS[name]).logits(given.hidden_NH)
+    plain = HeadWeights(given.head.weight_VH).logits(given.hidden_NH)
     assert not torch.allclose(found, plain, rtol=0.1)
 
 
@@ -90,13 +88,14 @@ def test_product_gradient_is_the_chain_rule(head):
     student = random_states(3, 4, 6, seed=1, **head)
     bias_V = student.head.bias_V.clone().requires_grad_()
     logits_NV = HeadWeights(student.head.weight_VH, bias_V, **head).logits(student.hidden_NH)
-    grad_NV = torch.randn_like(logits_NV)
+    grad_NV = random_states(3, 6, 6, seed=2).hidden_NH
     (expected_V,) = torch.autograd.grad(logits_NV, bias_V, grad_NV)
     assert_close(student.head.product_gradient(logits_NV.detach(), grad_NV).sum(0), expected_V, 1e-13)
 
 
 def test_bf16_logits_are_multiplied_in_float32():
-    hidden_NH, weight_VH = torch.randn(3, 8).bfloat16(), torch.randn(5, 8).bfloat16()
+    given = random_states(3, 8, 5, seed=0)
+    hidden_NH, weight_VH = given.hidden_NH.bfloat16(), given.head.weight_VH.bfloat16()
     logits_NV = HeadWeights(weight_VH, scale=0.37).logits(hidden_NH)
     assert logits_NV.dtype == torch.float32
     assert_close(logits_NV, (hidden_NH.double() @ weight_VH.double().T) * 0.37, 1e-6)

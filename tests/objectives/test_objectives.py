@@ -9,6 +9,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from opd.batch import TokenTable
 from opd.head.loss import head_loss
 from opd.head.statistics import STATISTICS
 from opd.head.weights import HiddenStates
@@ -323,6 +324,45 @@ def test_a_divergence_is_positive_and_at_rest_where_student_and_teacher_are_equa
     if objective.type not in SURROGATES:
         rows = torch.tensor([[0], [4], [7]])
         assert all(taken(recipe, table().rows(one), rows_of(given, one)).loss > 0 for one in rows)
+
+
+OF_THE_TEACHER = {"teacher_logprob": -torch.inf, "candidate_teacher_logprob": -torch.inf, "reverse_kl": torch.inf}
+"""What the table says of a token that the teacher rules out."""
+
+
+def assert_ruled_out_costs_nothing(objective: Objective, now: TokenTable, row: int) -> None:
+    expected = taken(paying(objective), now, models())
+    columns = {name: column.clone() for name, column in expected.table.statistics.items()}
+    for name in columns.keys() & OF_THE_TEACHER:
+        columns[name][row] = OF_THE_TEACHER[name]
+    equal(taken(paying(objective), now.with_statistics(columns), models()), expected)
+
+
+@every_chosen
+def test_what_the_teacher_rules_out_costs_a_token_that_pays_nothing_nothing(objective):
+    weight_C = table()["weight"].index_fill(0, torch.tensor([3]), 0.0)
+    assert_ruled_out_costs_nothing(objective, table(weight_C=weight_C), row=3)
+
+
+def test_what_the_teacher_rules_out_costs_a_rollout_without_a_pair_nothing():
+    alone = replace(table(), group_B=torch.tensor([2, 0, 0, 1, 1]))
+    assert_ruled_out_costs_nothing(OBJECTIVES["tgdpo"](), alone, row=1)
+
+
+@pytest.mark.parametrize("name", ["sampled_reverse_kl", "tgdpo"])
+def test_a_sampled_token_that_the_teacher_rules_out_leaves_no_step_to_take(name):
+    given = models()
+    given.teacher.head.bias_V[1] = -torch.inf
+    found = taken(paying(OBJECTIVES[name]()), table(), given)
+    assert not found.grads["hidden"][3].isfinite().any()
+
+
+@pytest.mark.parametrize("stationary", [False, True])
+def test_a_target_that_the_teacher_rules_out_has_a_probability_of_0(stationary):
+    given, unlikely = models(), models()
+    given.teacher.head.bias_V[1], unlikely.teacher.head.bias_V[1] = -torch.inf, -1e4
+    recipe = paying(OBJECTIVES["nkd_target"](stationary=stationary))
+    equal(taken(recipe, table(), given), taken(recipe, table(), unlikely))
 
 
 @every_chosen

@@ -237,6 +237,14 @@ def test_dial_scores_the_published_example(beta, score):
     assert_close(found, [score], 1e-6)
 
 
+@pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
+def test_dial_has_a_score_for_what_the_teacher_rules_out(beta):
+    """Also where the student's own probability has no digit left, or is 0 too."""
+    logprobs = {"student_logprob": [-1.0, -1e3, -math.inf, -1.0], "teacher_logprob": [-math.inf] * 3 + [-1.1]}
+    score_C = SELECTORS["dial"](beta=beta).score(hand_table([4], **logprobs))
+    assert not score_C.isnan().any() and score_C.argmax() == 0
+
+
 def test_the_least_likely_tokens_surprise_most():
     table = hand_table([5], student_logprob=[-1.0, -3.0, -0.1, -2.0, -9.0])
     assert SELECTORS["surprisal"](keep=0.4).weights(table, draw).tolist() == [0, 1, 0, 0, 1]

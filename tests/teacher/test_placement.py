@@ -16,7 +16,7 @@ from opd.head.pay import DensePay
 from opd.head.settings import HeadSettings
 from opd.head.weights import HeadWeights
 from opd.objectives import OBJECTIVES
-from opd.student import TiledHead
+from opd.student import SelectiveHead
 from opd.teacher.base import TeacherScores
 from opd.teacher.placement import Placement, place_head
 from opd.vocab_ranks import RankShard
@@ -109,7 +109,7 @@ def held_bytes(linear: nn.Module, shape: HeadShape, ranks: int) -> int:
     shard = RankShard.of_rank(shape.vocabulary) if ranks > 1 else None
     held, dtype = shape.vocabulary if shard is None else shard.stop, linear.weight.dtype
     teacher = HeadWeights(torch.randn(held, shape.teacher_hidden, dtype=dtype))
-    head = TiledHead(linear, config(shape.hidden, vocabulary=shape.vocabulary), tokens=shape.vocabulary)
+    head = SelectiveHead(linear, config(shape.hidden, vocabulary=shape.vocabulary), tokens=shape.vocabulary)
     hidden_CH = torch.randn(shape.rows, shape.hidden, dtype=dtype, requires_grad=True)
     scores = TeacherScores(torch.randn(shape.rows, shape.teacher_hidden, dtype=dtype), teacher, shard)
     ids_C, settings = torch.arange(shape.rows) % shape.vocabulary, HeadSettings(tile_bytes=shape.tile_bytes)

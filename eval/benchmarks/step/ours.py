@@ -16,7 +16,7 @@ def seams(phases: Phases) -> Seams:
         "opd.train:Clock": lambda _: lambda: phases.clock,
         "opd.teacher.local:LocalTeacher.score": phases.during("teacher"),
         "opd.student:trained_states": phases.during("forward"),
-        "opd.student:TiledHead.forward": phases.head,
+        "opd.student:SelectiveHead.forward": phases.head,
         "opd.distributed:Trainer.backward": phases.backward,
         "opd.distributed:Trainer.update": phases.during("optimizer"),
     }
