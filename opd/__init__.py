@@ -5,6 +5,7 @@ In reading order:
     cli.py            the `opd` command: train, eval, compare, push, doctor, schema
     config.py         Recipe: a whole recipe as typed, validated data
     recipe_text.py    a recipe from YAML and overrides, one-line complaints, the lines of `opd schema`
+    synonyms.py       other trainers' words for its keys, to answer an unknown one
     figures.py        figures that a recipe carries: the paper's, others', and ours
     train.py          builds the parts, runs the loop, evaluates, saves: read this first
     parts.py          the parts of a run, each built from a checked recipe
@@ -38,6 +39,7 @@ In reading order:
     metrics.py        what a step says about itself, and the clock
     report/           progress line, final table, plot, model card, stored rollouts, experiment trackers
     doctor.py         everything that can be found wrong before a model loads
+    memory.py         what trains, and what a rank must hold for it, calculated
     record.py         the base of everything that a recipe can hold
     seeds.py          every random draw has a name
     errors.py         errors that a user can mend: one line, no traceback

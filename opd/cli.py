@@ -47,7 +47,10 @@ def train(
     overrides: Overrides = None,
     runs: Annotated[Path, typer.Option(help="Where runs live.")] = Path("runs"),
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the run that name= names from its newest checkpoint.")
+        bool,
+        typer.Option(
+            "--resume", help="Continue the run that name= names from its newest checkpoint; without one it begins anew."
+        ),
     ] = False,
 ) -> None:
     """Distil: the student learns from the teacher on its own rollouts."""
@@ -62,7 +65,7 @@ def train(
     checked = check(wanted, Evaluation)
     from opd.train import train as run_training
 
-    run_training(checked, folder, resume=resume)
+    run_training(checked, folder, resume=folder.can_resume)
 
 
 @app.command()
@@ -75,7 +78,9 @@ def doctor(
 ) -> None:
     """Say what is wrong with a recipe, its data, its models' tokenizers or this machine, before anything loads."""
     from eval.runner import Evaluation
+    from opd.distributed import world_size, zero_stage
     from opd.doctor import check
+    from opd.memory import needed
     from opd.recipe_text import load_recipe
     from opd.rollout.start import engine_type
 
@@ -90,6 +95,8 @@ def doctor(
     typer.echo(checked.teacher_head.words)
     if checked.warning:
         typer.echo(checked.warning)
+    for line in needed(checked.recipe, ranks=world_size(), zero_stage=zero_stage()):
+        typer.echo(line)
     typer.echo(f"{len(prompts.prompts)} prompts ({prompts.too_long} too long, {prompts.duplicates} duplicates dropped)")
     typer.echo(f"rollouts by {engine_type(checked.recipe.rollout)}; all is well")
 

@@ -247,11 +247,9 @@ def start(precision: str, *, max_grad_norm: float, trackers: list[str], folder: 
     import logging
 
     logging.getLogger("DeepSpeed").setLevel(os.environ["DEEPSPEED_LOG_LEVEL"].upper())
-    from accelerate import Accelerator, DeepSpeedPlugin, InitProcessGroupKwargs
-    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+    from accelerate import Accelerator, InitProcessGroupKwargs
 
-    launched = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true"
-    plugin = DeepSpeedPlugin() if launched else DeepSpeedPlugin(zero_stage=1)
+    plugin = _plugin()
     plugin.deepspeed_config |= {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
@@ -269,9 +267,29 @@ def start(precision: str, *, max_grad_norm: float, trackers: list[str], folder: 
         log_with=trackers or None,
         project_dir=str(folder) if folder else None,
     )
-    # Else transformers would shard every model that is loaded from here on, the teacher's and the engine's too.
-    unset_hf_deepspeed_config()
+    _shard_no_other_model()
     return accelerator
+
+
+def zero_stage() -> int:
+    """The ZeRO stage under which `start` would train."""
+    stage = _plugin().zero_stage
+    _shard_no_other_model()
+    return stage
+
+
+def _plugin() -> Any:
+    from accelerate import DeepSpeedPlugin
+
+    launched = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true"
+    return DeepSpeedPlugin() if launched else DeepSpeedPlugin(zero_stage=1)
+
+
+def _shard_no_other_model() -> None:
+    """Else transformers would shard every model that is loaded from here on, the teacher's and the engine's too."""
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    unset_hf_deepspeed_config()
 
 
 def free_port() -> int:

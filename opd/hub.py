@@ -17,6 +17,12 @@ from opd.record import Record
 Part = Literal["model", "merged", "best"]
 PARTS: dict[Part, str] = {"model": "model", "merged": "model/merged", "best": "best"}
 """What can be uploaded, and where it lies in the run folder."""
+LACKS: dict[Part, str] = {
+    "model": "it was moved, or the run is of another tool",
+    "merged": "student.lora.merge was false; upload the adapter (--part model), or merge it (peft: merge_and_unload)",
+    "best": "evaluate.every was 0; upload the last student (--part model)",
+}
+"""Why a part is not there, and the way out."""
 MADE_WITH_A_REPOSITORY = {".gitattributes"}
 
 
@@ -58,7 +64,7 @@ def push(run: Path, hub: HubSettings) -> str:
     if not (run / "summary.json").is_file():
         raise HubError(f"there is no finished run in {str(run)!r}; give a folder below runs/ that has a summary.json")
     if not folder.is_dir():
-        raise HubError(f"run {str(run)!r} has no {PARTS[hub.part]}/ to upload; take another --part")
+        raise HubError(f"run {str(run)!r} has no {PARTS[hub.part]}/ to upload: {LACKS[hub.part]}")
     check_access(hub)
     try:
         head = _head(api, hub.repo)

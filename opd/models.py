@@ -72,6 +72,10 @@ def _loaded(kind: Any, model: str, revision: str | None, **settings: Any) -> Any
             f"{model!r} holds an adapter and no model; give the merged one, which a run with student.lora.merge: true "
             "leaves in merged/ there, or merge it (peft: merge_and_unload)"
         )
+    if (Path(model) / "recipe.yaml").is_file():
+        raise ModelError(
+            f"{model!r} is the folder of a run; its student is {model.rstrip('/')}/model once it has ended"
+        )
     try:
         return kind.from_pretrained(model, revision=revision, trust_remote_code=False, **settings)
     except (OSError, ValueError, ImportError) as error:

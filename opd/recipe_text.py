@@ -19,6 +19,7 @@ import yaml
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
+from opd import synonyms
 from opd.config import Recipe
 from opd.errors import RecipeError
 from opd.record import Ramp, Record
@@ -141,10 +142,7 @@ def _problem(item: dict[str, Any]) -> str:
     means = _sentence(field, inner).rstrip(".") if field else ""
     match item["type"]:
         case kind if kind in UNKNOWN_KEY:
-            known = list(record.model_fields) if record else []
-            near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
-            return f"unknown key {key!r}: it has no effect here; {hint}"
+            return f"unknown key {key!r}: it has no effect here; {_known(str(item['loc'][-1]), record)}"
         case "missing":
             return f"missing key {key!r}: the recipe needs it; {key} means: {means}"
         case "union_tag_invalid":
@@ -156,10 +154,20 @@ def _problem(item: dict[str, Any]) -> str:
         case "model_type" | "model_attributes_type" | "dict_type":
             keys = ", ".join(inner[0].model_fields) if len(inner) == 1 else f"'type' (one of {types}) and its settings"
             return f"{key} can't be {short(item['input'])}: it holds keys with values; give {keys}"
+        case "string_pattern_mismatch":
+            return f"{key} can't be {short(item['input'])}; {key} means: {means}"
         case "value_error":
             return f"{key}: {item['msg'].removeprefix('Value error, ')}"
     reason = item["msg"].replace("Input should", "it should")
     return f"{key} can't be {short(item['input'])}: {reason}" + (f"; {key} means: {means}" if means else "")
+
+
+def _known(word: str, record: type[Record] | None) -> str:
+    """A way from an unknown key: the nearest of its section, ours for another trainer's word, or all there are."""
+    known = list(record.model_fields) if record else []
+    if near := difflib.get_close_matches(word, known, n=1):
+        return f"did you mean {near[0]!r}?"
+    return synonyms.way_from(word, known) or f"known keys: {', '.join(known)}"
 
 
 def _place(loc: tuple[int | str, ...]) -> tuple[str, type[Record] | None, FieldInfo | None]:

@@ -23,7 +23,14 @@ class Record(BaseModel):
             field = cls.model_fields.get(name)
             kinds = (field.annotation, *get_args(field.annotation)) if field else ()
             if field and isinstance(value, bool) and not any(kind is bool or kind is value for kind in kinds):
-                raise ValueError(f"{name!r} can't be {value}: it is no yes-or-no key")
+                keys = [
+                    key
+                    for kind in kinds
+                    if isinstance(kind, type) and issubclass(kind, Record)
+                    for key in kind.model_fields
+                ]
+                way = f"; give some of {', '.join(keys)}" if keys else ""
+                raise ValueError(f"{name!r} can't be {value}: it is no yes-or-no key{way}")
         return data
 
 

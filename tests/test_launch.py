@@ -55,7 +55,7 @@ def test_a_batch_job_launches_its_file_on_each_machine_and_resumes(path: Path, k
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
     (tmp_path / ".venv" / "bin" / "activate").write_text("")
     if killed_before:
-        (tmp_path / "runs" / "opd-7" / "checkpoints" / "step-000050").mkdir(parents=True)
+        (tmp_path / "runs" / "opd-7").mkdir(parents=True)
     slurm = {"SLURM_JOB_NAME": "opd", "SLURM_JOB_ID": "7", "SLURM_NNODES": "2", "SLURM_GPUS_ON_NODE": "8"}
     done = subprocess.run(
         ["bash", str(path), "r.yaml", "steps=3", "loss.0.select={type: random, keep: 0.5}"],

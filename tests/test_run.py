@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -65,13 +66,52 @@ def test_a_run_resumes_with_the_same_recipe_only(folder, recipe):
     def resume(wanted: Recipe) -> RunFolder:
         return open_run(wanted, recipe_path="r.yaml", runs=folder.path.parent, resume=True)
 
-    with pytest.raises(RunError, match="no checkpoint"):
-        resume(recipe)
     (folder.checkpoints / "step-000002").mkdir(parents=True)
-    assert resume(recipe).path == folder.path
+    assert resume(recipe).path == folder.path and resume(recipe).can_resume
     other = recipe.model_copy(update={"steps": 7})
     with pytest.raises(RunError, match="steps: 200 → 7"):
         resume(other)
+
+
+def test_a_resumed_run_may_change_what_changes_no_result(folder, recipe):
+    (folder.checkpoints / "step-000002").mkdir(parents=True)
+    for key, value in {
+        "token_budget": 32768,
+        "tile_mib": 75,
+        "checkpoints": {"every": 5, "keep": 2},
+        "metrics": {"trackers": ["tensorboard"], "rollouts": 1},
+        "hub": {"repo": "me/mine"},
+    }.items():
+        changed = parse_recipe(recipe.model_dump() | {key: value})
+        assert open_run(changed, recipe_path="r.yaml", runs=folder.path.parent, resume=True).can_resume, key
+    with pytest.raises(RunError, match="full_every: 10 → 5"):
+        changed = parse_recipe(recipe.model_dump() | {"metrics": {"full_every": 5, "rollouts": 1}})
+        open_run(changed, recipe_path="r.yaml", runs=folder.path.parent, resume=True)
+
+
+def test_a_copied_folder_is_not_taken_for_the_run_that_it_was_copied_from(folder, recipe):
+    (folder.checkpoints / "step-000002").mkdir(parents=True)
+    folder.append_metrics({"step": 2})
+    copy = RunFolder(shutil.copytree(folder.path, folder.path.with_name("copy")))
+
+    def resume(name: str) -> RunFolder:
+        wanted = recipe.model_copy(update={"name": name})
+        return open_run(wanted, recipe_path=str(copy.path / "recipe.yaml"), runs=folder.path.parent, resume=True)
+
+    with pytest.raises(RunError, match="another run's folder .* add name=copy"):
+        resume("a")
+    assert resume("copy").path == copy.path
+
+
+def test_a_run_that_stopped_before_its_first_checkpoint_begins_anew_and_loses_nothing(folder, recipe, capsys):
+    for i in (1, 2):
+        folder.append_metrics({"step": i})
+        again = open_run(recipe, recipe_path="r.yaml", runs=folder.path.parent, resume=True)
+        assert not again.can_resume and folder.metrics() == [{"step": i}]
+        again.create(recipe)
+        assert RunFolder(folder.path.parent / f"a.stopped-{i}").metrics() == [{"step": i}]
+        assert f"a.stopped-{i}" in capsys.readouterr().out
+        assert folder.metrics() == [] and load_recipe(folder.path / "recipe.yaml") == recipe
 
 
 def test_the_stored_recipe_is_the_recipe(folder, recipe):

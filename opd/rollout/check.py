@@ -17,13 +17,9 @@ from opd.rollout.start import engine_type
 def check_engine(settings: RolloutSettings) -> None:
     """EngineError if it is not installed, or a setting belongs to the other engine or to a GPU that is not there."""
     if engine_type(settings) == "transformers" and (given := settings.for_vllm):
-        raise EngineError(
-            f"rollout.{', rollout.'.join(given)} belong to vllm and have no effect with transformers; remove them"
-        )
+        raise EngineError(f"only vllm reads {_names(given)}, and transformers samples here; remove it")
     if not torch.cuda.is_available() and (given := settings.for_gpu):
-        raise EngineError(
-            f"rollout.{', rollout.'.join(given)} belong to vllm on a GPU, and this machine has none; remove them"
-        )
+        raise EngineError(f"only vllm on a GPU reads {_names(given)}, and this machine has none; remove it")
     if engine_type(settings) == "vllm" and not importlib.util.find_spec("vllm"):
         raise EngineError(
             "rollout.type is vllm, and vllm is not installed; pip install -e '.[cpu]' or '.[gpu]', "
@@ -75,3 +71,7 @@ def check_experts(settings: RolloutSettings, config: Any, model: str) -> None:
             f"{model!r} is a mixture of experts, whose new weights vLLM garbles on a CPU; "
             "take rollout.type=transformers"
         )
+
+
+def _names(settings: list[str]) -> str:
+    return ", ".join(f"rollout.{name}" for name in settings)
