@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import is_offline_mode
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.core_model_loading import revert_weight_conversion
@@ -80,9 +81,8 @@ def _loaded(kind: Any, model: str, revision: str | None, **settings: Any) -> Any
         return kind.from_pretrained(model, revision=revision, trust_remote_code=False, **settings)
     except (OSError, ValueError, ImportError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ModelError(
-            f"can't load {model!r} ({reason}); give a local folder or a hub id that this machine reaches"
-        ) from None
+        away = "; the hub is not asked, for HF_HUB_OFFLINE is set or its name does not resolve here" * is_offline_mode()
+        raise ModelError(f"can't load {model!r} ({reason}){away}; give a local folder or an id on the hub") from None
 
 
 def text_config(config: Any) -> Any:

@@ -98,7 +98,7 @@ def test_a_copied_folder_is_not_taken_for_the_run_that_it_was_copied_from(folder
         wanted = recipe.model_copy(update={"name": name})
         return open_run(wanted, recipe_path=str(copy.path / "recipe.yaml"), runs=folder.path.parent, resume=True)
 
-    with pytest.raises(RunError, match="another run's folder .* add name=copy"):
+    with pytest.raises(RunError, match=r"another run's folder .* add name=copy"):
         resume("a")
     assert resume("copy").path == copy.path
 
