@@ -143,7 +143,7 @@ class EvaluateSettings(Record):
     teacher: bool = True
     """Score the teacher once."""
     fixed_text: NonNegativeInt = 64
-    """So many rollouts of the *start* student on held-out problems are kept, and both KLs measured on them."""
+    """So many rollouts of the *start* student on held-out problems, at temperature 1: both KLs are measured on them."""
 
     @model_validator(mode="after")
     def _samples_differ(self) -> EvaluateSettings:

@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from opd import schedules
 from opd.batch import Rollout
 from opd.distributed import Ranks
 from opd.doctor import Checked
@@ -83,13 +82,12 @@ def export(parts: Parts, folder: Path) -> None:
 
 
 def fixed_text(parts: Parts) -> list[Rollout]:
-    """Rollouts of the start student on held-out problems, sampled once a run and kept."""
+    """Rollouts of the start student on held-out problems, at temperature 1 whatever trains; once a run, and kept."""
     recipe, path, ranks = parts.checked.recipe, parts.folder.fixed_text, parts.run.ranks
     if not ranks.from_main(path.exists()):
         prompts = parts.checked.evaluation.prompts[: recipe.evaluate.fixed_text]
         key = ("fixed_text", recipe.seed)
-        rollout = schedules.at(recipe, 0).rollout
-        sampling = Sampling(1, rollout.max_new_tokens, rollout.temperature, key)
+        sampling = Sampling(1, recipe.rollout.max_new_tokens, 1.0, key)
         rollouts = parts.engine.generate(prompts, sampling)
         if ranks.is_main:
             write_rollouts(path, rollouts)
