@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from opd.distributed import Ranks
-from opd.evaluation import evaluate_student, is_best
-from opd.rollout.engine import RolloutEngine
+from opd.evaluation import evaluate_student, fixed_text, is_best
+from opd.rollout.engine import RolloutEngine, Sampling
 from opd.run import RunFolder
 from tests import cases
 from tests.test_train import parts_of
@@ -68,3 +68,24 @@ def test_a_resumed_run_forgets_a_best_student_of_later_steps(tmp_path):
 
 def test_a_run_that_does_not_has_no_best(tmp_path):
     assert scored(tmp_path, [0.1, 0.9], every=0) == {}
+
+
+class Sampler(RolloutEngine):
+    """Gives the same rollouts each time, and remembers how they were asked for."""
+
+    def __init__(self) -> None:
+        super().__init__(Ranks())
+        self.asked: list[Sampling] = []
+
+    def generate(self, prompts, sampling):
+        self.asked.append(sampling)
+        return cases.rollouts()
+
+
+def test_fixed_text_is_sampled_once_and_at_temperature_1_whatever_trains(tmp_path):
+    recipe = cases.recipe(evaluate={"task": "arithmetic", "fixed_text": 4}, rollout={"temperature": 1.3})
+    parts = parts_of(recipe, tmp_path / "run", lambda rollout, step: [])
+    engine = Sampler()
+    parts = replace(parts, checked=replace(parts.checked, evaluation=Scores([])), engine=engine)
+    assert fixed_text(parts) == fixed_text(parts) == cases.rollouts()
+    assert [sampling.temperature for sampling in engine.asked] == [1.0]
