@@ -26,6 +26,7 @@ In reading order:
     reading.py        how a model is read: backbone, states at trained positions, its head as mathematics
     models.py         loading models, configurations and tokenizers
     model_spec.py     how a recipe names a model
+    attention.py      which kernel computes attention, and which choices are refused
     lora.py           low-rank adapters: which layers, and a layer with its adapter as one weight
     head/             the selective lm_head, strip by strip of the vocabulary: statistics, loss, cost
     objectives/       what a retained token pays: one objective, one small file

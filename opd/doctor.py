@@ -16,6 +16,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from opd import schedules
+from opd.attention import check_attention, check_packing, settle_attention
 from opd.batch import Prompt, Rollout
 from opd.config import EvaluateSettings, PromptSettings, Recipe
 from opd.distributed import is_main_process, world_size
@@ -23,10 +24,7 @@ from opd.errors import DataError, EngineError, ModelError, RecipeError
 from opd.head.statistics import STATISTICS
 from opd.hub import check_access
 from opd.lora import rate_warning, targeted
-from opd.model_spec import ModelSettings
 from opd.models import (
-    caps_attention,
-    carries_state,
     context_length,
     dropout_rates,
     empty_model,
@@ -65,6 +63,8 @@ class Checked:
     """A recipe that passed every check, with what the checks had to load anyway."""
 
     recipe: Recipe
+    """With a kernel in place of each `attention: auto`."""
+    asked: Recipe
     tokenizer: PreTrainedTokenizerBase
     teacher_tokenizer: PreTrainedTokenizerBase
     prompts: PromptSet
@@ -93,6 +93,7 @@ def check(recipe: Recipe, make_evaluation: MakeEvaluation) -> Checked:
     configs = load_config(student.model, student.revision), load_config(teacher.model, teacher.revision)
     sizes = [text_config(config).vocab_size for config in configs]
     check_vocabularies(token_count(tokenizer), student=sizes[0], teacher=sizes[1])
+    asked, recipe = recipe, settle_attention(recipe, *configs)
     teacher_head = place_head(recipe, *configs, world_size())
     check_dropout(configs[0], student.model)
     check_experts(recipe.rollout, configs[0], student.model)
@@ -100,10 +101,12 @@ def check(recipe: Recipe, make_evaluation: MakeEvaluation) -> Checked:
     if student.lora is not None:
         targeted(empty_model(configs[0]), student.lora.targets)
     check_recorded(recipe, min(sizes))
-    for config, spec in zip(configs, (student, teacher), strict=True):
+    for config, spec in zip(configs, (recipe.student, recipe.teacher), strict=True):
         check_attention(spec, config)
         check_packing(recipe, spec, config)
-        if spec is student or (recipe.evaluate is not None and recipe.evaluate.teacher):  # else no engine holds it
+        if spec is recipe.student or (
+            recipe.evaluate is not None and recipe.evaluate.teacher
+        ):  # else no engine holds it
             check_tensor_parallel(recipe.rollout, config, spec.model)
         check_shared_sequences(recipe, spec, config)
         check_context(recipe, config, spec.model)
@@ -124,7 +127,7 @@ def check(recipe: Recipe, make_evaluation: MakeEvaluation) -> Checked:
     if recipe.hub is not None and is_main_process():
         check_access(recipe.hub)
     warning = rate_warning(recipe.optimizer.lr, text_config(configs[0]).hidden_size, adapted=student.lora is not None)
-    return Checked(recipe, tokenizer, teacher_tokenizer, prompts, stop, *evaluations, teacher_head, warning)
+    return Checked(recipe, asked, tokenizer, teacher_tokenizer, prompts, stop, *evaluations, teacher_head, warning)
 
 
 def check_needs(recipe: Recipe) -> None:
@@ -224,24 +227,6 @@ def check_ranks(recipe: Recipe) -> None:
         raise RecipeError(
             f"{ranks // pieces} data ranks share prompts_per_step {recipe.prompts_per_step}: a rank would be idle; "
             f"raise prompts_per_step to {ranks // pieces} or more, or launch fewer processes"
-        )
-
-
-def check_attention(spec: ModelSettings, config: Any) -> None:
-    """ModelError if the attention kernel would leave out the cap that the model, and its engine, put on scores."""
-    if spec.attention == "sdpa" and caps_attention(config):
-        raise ModelError(
-            f"{spec.model!r} caps its attention scores (attn_logit_softcapping), and attention: sdpa would leave that "
-            "out; set attention to eager or flash_attention_2 for this model"
-        )
-
-
-def check_packing(recipe: Recipe, spec: ModelSettings, config: Any) -> None:
-    """ModelError if packed rows would hand a linear-attention layer's state on from one rollout to the next."""
-    if recipe.student.attention == "flash_attention_2" and carries_state(config):
-        raise ModelError(
-            f"{spec.model!r} has linear-attention layers, whose state would run on from rollout to rollout in the one "
-            "row that student.attention: flash_attention_2 packs; set student.attention to sdpa"
         )
 
 

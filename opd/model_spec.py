@@ -17,5 +17,5 @@ class ModelSettings(Record):
     """Hugging Face id or local folder of a causal language model."""
     revision: str | None = None
     """Commit, tag or branch on the hub; pin it for results that you publish."""
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
-    """Attention kernel; the student's flash_attention_2 (CUDA) packs rollouts in one row, others take like lengths."""
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
+    """Kernel; auto: flash_attention_2 where it can be, else sdpa. The student's flash packs rollouts in one row."""

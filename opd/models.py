@@ -32,9 +32,10 @@ def load_model(
 ) -> PreTrainedModel:
     """The causal language model in `dtype`, on the CPU; ModelError in one line if it can't be loaded.
 
-    attention: its kernel; None takes sdpa, or eager for a model that sdpa would compute wrongly.
+    attention: its kernel; None and auto take sdpa, or eager for a model that sdpa would compute wrongly.
     """
-    attention = attention or ("eager" if caps_attention(load_config(model, revision)) else "sdpa")
+    if attention in (None, "auto"):
+        attention = "eager" if caps_attention(load_config(model, revision)) else "sdpa"
     return _loaded(AutoModelForCausalLM, model, revision, dtype=dtype, attn_implementation=attention)
 
 

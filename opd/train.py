@@ -90,7 +90,7 @@ def build(checked: Checked, folder: RunFolder, *, resume: bool) -> Parts:
     ranks = distributed.Ranks(accelerator.device, recipe.sequence_parallel_size)
     folder = RunFolder(ranks.from_main(folder.path), begins_anew=folder.begins_anew)
     if ranks.is_main and not resume:
-        folder.create(recipe)
+        folder.create(checked.asked)
     start_trackers(accelerator, recipe, folder)
     started_with = environment()
     if ranks.is_main:

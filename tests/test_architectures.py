@@ -30,8 +30,8 @@ from transformers import (
     SmolLM3Config,
 )
 
+from opd.attention import check_packing
 from opd.distributed import Ranks
-from opd.doctor import check_packing
 from opd.errors import ModelError
 from opd.lora import LoraSettings, adapters, attach
 from opd.model_spec import ModelSettings

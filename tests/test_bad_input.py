@@ -353,7 +353,8 @@ def test_a_model_with_dropout_is_refused(command, recipe, refused, toy):
 @BOTH
 def test_a_kernel_that_leaves_out_the_cap_on_attention_is_refused(command, recipe, refused, toy):
     recipe["student"]["model"] = str(configured(toy, attn_logit_softcapping=50.0))
-    contains(refused(command, write(recipe)), "attn_logit_softcapping", "sdpa", "set attention to eager")
+    message = refused(command, write(recipe), "student.attention=sdpa")
+    contains(message, "attn_logit_softcapping", "sdpa", "set attention to eager")
 
 
 @BOTH
