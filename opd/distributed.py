@@ -11,12 +11,16 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+PATIENCE = timedelta(hours=2)
+"""How long ranks wait for one that samples long rollouts or writes a large model; a launcher sees dead ones itself."""
 
 
 class Ranks:
@@ -263,7 +267,7 @@ def start(precision: str, *, max_grad_norm: float, trackers: list[str], folder: 
     accelerator = Accelerator(
         deepspeed_plugin=plugin,
         mixed_precision="bf16" if precision == "bf16" else "no",
-        kwargs_handlers=[InitProcessGroupKwargs(backend="nccl" if on_cuda else "gloo")],
+        kwargs_handlers=[InitProcessGroupKwargs(backend="nccl" if on_cuda else "gloo", timeout=PATIENCE)],
         log_with=trackers or None,
         project_dir=str(folder) if folder else None,
     )
