@@ -23,7 +23,7 @@ from opd.distributed import is_main_process, world_size
 from opd.errors import DataError, EngineError, ModelError, RecipeError
 from opd.head.statistics import STATISTICS
 from opd.hub import check_access
-from opd.lora import rate_warning, targeted
+from opd.lora import check_adapters, rate_warning
 from opd.models import (
     context_length,
     dropout_rates,
@@ -99,7 +99,7 @@ def check(recipe: Recipe, make_evaluation: MakeEvaluation) -> Checked:
     check_experts(recipe.rollout, configs[0], student.model)
     check_sleep(recipe.rollout, configs[0], student.model)
     if student.lora is not None:
-        targeted(empty_model(configs[0]), student.lora.targets)
+        check_adapters(empty_model(configs[0]), student.lora)
     check_recorded(recipe, min(sizes))
     for config, spec in zip(configs, (recipe.student, recipe.teacher), strict=True):
         check_attention(spec, config)

@@ -179,6 +179,16 @@ def targeted(model: Any, targets: Iterable[str]) -> list[str]:
     return list(chosen)
 
 
+def check_adapters(model: Any, settings: LoraSettings) -> None:
+    """RecipeError for targets that name no layer, and for a rank that is none below every targeted layer's own."""
+    most = max(min(model.get_submodule(name).weight.shape) for name in targeted(model, settings.targets))
+    if settings.rank >= most:
+        raise RecipeError(
+            f"student.lora.rank {settings.rank} is not low: no targeted layer has a rank above {most}; lower it, or "
+            "leave student.lora out, which trains every weight"
+        )
+
+
 def attach(model: Any, settings: LoraSettings, base: ModelSettings, *, seed: int) -> None:
     """Freeze the model and put fresh adapters beside its targeted layers: A random by `seed`, B 0, in its own dtype."""
     from peft import LoraConfig, inject_adapter_in_model

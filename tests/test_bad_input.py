@@ -474,6 +474,12 @@ def test_the_doctor_says_a_rate_that_is_low_for_adapters(lr: float, said: bool, 
 
 
 @BOTH
+def test_adapters_of_a_full_rank_are_refused(command, recipe, refused):
+    """The toy student's widest layers are 32 × 96."""
+    contains(refused(command, write(recipe), "student.lora={rank: 32}"), "rank 32 is not low", "above 32", "lower it")
+
+
+@BOTH
 def test_a_shared_head_is_refused_where_it_can_not_be(command, recipe, refused, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     overrides = ["teacher.head=by_vocabulary", "loss.0.objective={type: uskd}"]
