@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any
 
 import torch
+from transformers.utils import is_flash_attn_2_available
 
 from opd.config import Recipe
 from opd.errors import ModelError
 from opd.model_spec import ModelSettings
-from opd.models import caps_attention, carries_state, empty_model
+from opd.models import caps_attention, carries_state, empty_model, plain_kernel, text_config
 
 FLASH = "flash_attention_2"
+LARGEST_HEAD, AMPERE = 256, (8, 0)
+"""What flash-attention 2 can do: columns of a head, and compute capability at least."""
 
 
 def settle_attention(recipe: Recipe, student: Any, teacher: Any) -> Recipe:
     """The recipe with a kernel in place of each `auto`; student, teacher: the models' configurations.
 
-    flash_attention_2 where it can be (CUDA, flash_attn installed, 16-bit weights, both architectures know it, no layer
-    carries a state), for both models or neither; else sdpa, or eager for a model whose attention sdpa computes wrongly.
+    flash_attention_2 where it can be (an Ampere or later, flash_attn, 16-bit weights, architectures that know it, no
+    layer with a state), for both models or neither; else `plain_kernel`.
     """
     others = {spec.attention for spec in (recipe.student, recipe.teacher)} - {"auto", FLASH}
     flash = not others and _knows_flash(recipe, student) and _knows_flash(recipe, teacher)
 
     def settled(spec: ModelSettings, config: Any) -> ModelSettings:
-        plain = "eager" if caps_attention(config) else "sdpa"
-        kernel = spec.attention if spec.attention != "auto" else FLASH if flash else plain
-        return spec.model_copy(update={"attention": kernel})
+        if spec.attention != "auto":
+            return spec
+        return spec.model_copy(update={"attention": FLASH if flash else plain_kernel(config)})
 
     return recipe.model_copy(
         update={"student": settled(recipe.student, student), "teacher": settled(recipe.teacher, teacher)}
@@ -35,13 +37,13 @@ def settle_attention(recipe: Recipe, student: Any, teacher: Any) -> Recipe:
 
 
 def _knows_flash(recipe: Recipe, config: Any) -> bool:
-    return (
-        torch.cuda.is_available()
-        and importlib.util.find_spec("flash_attn") is not None
-        and recipe.precision == "bf16"
-        and not carries_state(config)
-        and empty_model(config)._supports_flash_attn
-    )
+    text = text_config(config)
+    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    if recipe.precision != "bf16" or size > LARGEST_HEAD or carries_state(config) or not is_flash_attn_2_available():
+        return False
+    model = empty_model(config)
+    takes_another = getattr(model, "_compatible_flash_implementations", None)
+    return torch.cuda.get_device_capability() >= AMPERE and model._supports_flash_attn and not takes_another
 
 
 def check_attention(spec: ModelSettings, config: Any) -> None:

@@ -63,9 +63,12 @@ def train(
     from opd.doctor import check
 
     checked = check(wanted, Evaluation)
+    resume = resume and folder.can_resume
+    if resume:
+        folder.refuse_another(checked.recipe)
     from opd.train import train as run_training
 
-    run_training(checked, folder, resume=folder.can_resume)
+    run_training(checked, folder, resume=resume)
 
 
 @app.command()
@@ -93,6 +96,7 @@ def doctor(
     for line in measure_stops(checked) if models else [checked.stop.words(checked.tokenizer)]:
         typer.echo(line)
     typer.echo(checked.teacher_head.words)
+    typer.echo(f"attention by {checked.recipe.student.attention}, the teacher's by {checked.recipe.teacher.attention}")
     if checked.warning:
         typer.echo(checked.warning)
     for line in needed(checked.recipe, ranks=world_size(), zero_stage=zero_stage()):

@@ -20,7 +20,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 PATIENCE = timedelta(hours=2)
-"""How long ranks wait for one that samples long rollouts or writes a large model; a launcher sees dead ones itself."""
+"""How long ranks wait for one that samples long rollouts or writes a large model; a launcher sees dead ones itself.
+
+DeepSpeed's own groups keep the backend's default, which is less."""
 
 
 class Ranks:
@@ -37,7 +39,7 @@ class Ranks:
         self.count = dist.get_world_size() if self.initialized else 1
         self.device = torch.device(device)
         self.pieces = sequence_parallel_size if self.initialized else 1
-        self.sequence_group = dist.new_subgroups(self.pieces)[0] if self.pieces > 1 else None
+        self.sequence_group = dist.new_subgroups(self.pieces, timeout=PATIENCE)[0] if self.pieces > 1 else None
 
     @property
     def piece(self) -> int:

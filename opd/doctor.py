@@ -64,7 +64,6 @@ class Checked:
 
     recipe: Recipe
     """With a kernel in place of each `attention: auto`."""
-    asked: Recipe
     tokenizer: PreTrainedTokenizerBase
     teacher_tokenizer: PreTrainedTokenizerBase
     prompts: PromptSet
@@ -93,7 +92,7 @@ def check(recipe: Recipe, make_evaluation: MakeEvaluation) -> Checked:
     configs = load_config(student.model, student.revision), load_config(teacher.model, teacher.revision)
     sizes = [text_config(config).vocab_size for config in configs]
     check_vocabularies(token_count(tokenizer), student=sizes[0], teacher=sizes[1])
-    asked, recipe = recipe, settle_attention(recipe, *configs)
+    recipe = settle_attention(recipe, *configs)
     teacher_head = place_head(recipe, *configs, world_size())
     check_dropout(configs[0], student.model)
     check_experts(recipe.rollout, configs[0], student.model)
@@ -127,7 +126,7 @@ def check(recipe: Recipe, make_evaluation: MakeEvaluation) -> Checked:
     if recipe.hub is not None and is_main_process():
         check_access(recipe.hub)
     warning = rate_warning(recipe.optimizer.lr, text_config(configs[0]).hidden_size, adapted=student.lora is not None)
-    return Checked(recipe, asked, tokenizer, teacher_tokenizer, prompts, stop, *evaluations, teacher_head, warning)
+    return Checked(recipe, tokenizer, teacher_tokenizer, prompts, stop, *evaluations, teacher_head, warning)
 
 
 def check_needs(recipe: Recipe) -> None:

@@ -19,7 +19,7 @@ PARTS: dict[Part, str] = {"model": "model", "merged": "model/merged", "best": "b
 """What can be uploaded, and where it lies in the run folder."""
 LACKS: dict[Part, str] = {
     "model": "it was moved, or the run is of another tool",
-    "merged": "student.lora.merge was false; upload the adapter (--part model), or merge it (peft: merge_and_unload)",
+    "merged": "only student.lora.merge: true leaves one; take --part model, an adapter where student.lora was given",
     "best": "evaluate.every was 0; upload the last student (--part model)",
 }
 """Why a part is not there, and the way out."""

@@ -10,10 +10,9 @@ from opd.config import Recipe
 from opd.lora import targeted
 from opd.models import DTYPES, empty_model, load_config
 from opd.rollout.start import engine_type
+from opd.step import REFERENCE
 
 GIB = 1 << 30
-MASTER_AND_ADAM = {"bf16": 12, "fp32": 8}
-"""Bytes a trained weight: an fp32 master where the weight is short, and Adam's two averages."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +23,11 @@ class Sizes:
     trained: int
     teacher: int
     adapters: int
+
+    @property
+    def base(self) -> int:
+        """The student's without adapters."""
+        return self.student - (self.trained if self.adapters else 0)
 
     @property
     def words(self) -> str:
@@ -46,28 +50,40 @@ def sizes_of(recipe: Recipe) -> Sizes:
 def bytes_of(recipe: Recipe, sizes: Sizes, *, ranks: int, zero_stage: int) -> dict[str, int]:
     """Bytes on each of R ranks, by what holds them; activations, which grow with token_budget, are not among them.
 
-    With P weights of which T train, in b bytes each: P b, T · 4 of gradient, T · (12, or 8 in fp32) of masters and
-    Adam's averages. ZeRO-1 shares the last among the ranks, ZeRO-2 the gradient too, ZeRO-3 all. The teacher takes
-    its b a weight, shared with `teacher.shard: zero3`; an engine on a CPU the student's once more, over
-    `rollout.tensor_parallel`, and its cache. On a GPU the engine sleeps while the trainer works.
+    With P weights of which T train, in b bytes each: P b, T · 4 of gradient, T · 12 of fp32 masters and Adam's averages
+    (8 where the weights are their own masters: fp32 outside ZeRO-1 and 2, which copy them). ZeRO-1 shares the last
+    among the ranks, ZeRO-2 the gradient too, ZeRO-3 all. The teacher takes its b a weight, shared with
+    `teacher.shard: zero3`; so does the student at start, where an objective needs it, whole. What DeepSpeed or
+    `teacher.offload` keep in main memory counts too.
     """
     width = DTYPES[recipe.precision].itemsize
     weights, gradient, states = (ranks if zero_stage >= least else 1 for least in (3, 2, 1))
+    own_master = recipe.precision == "fp32" and zero_stage not in (1, 2)
     held = {
         "student": sizes.student * width // weights,
         "its gradient": sizes.trained * 4 // gradient,
-        "optimizer": sizes.trained * MASTER_AND_ADAM[recipe.precision] // states,
+        "optimizer": sizes.trained * (8 if own_master else 12) // states,
         "teacher": sizes.teacher * width // (ranks if recipe.teacher.shard == "zero3" else 1),
         "the loss head": recipe.tile_mib << 20,
     }
-    rollout = recipe.rollout
-    if rollout.type == "recorded" or torch.cuda.is_available():
-        return held
-    merged = sizes.student - (sizes.trained if sizes.adapters else 0)
-    held["engine"] = merged * width // rollout.tensor_parallel
-    if engine_type(rollout) == "vllm":
-        held["its cache"] = rollout.kv_cache_mib << 20
-    return held
+    if REFERENCE in recipe.needs:
+        held["student at start"] = sizes.base * width
+    return held | _engine(recipe, sizes.base * width)
+
+
+def _engine(recipe: Recipe, weights: int) -> dict[str, int]:
+    """What samples beside the trainer: nothing, nothing while vLLM sleeps on a GPU, its share of a GPU, or a copy."""
+    rollout, on_cuda = recipe.rollout, torch.cuda.is_available()
+    is_vllm = rollout.type != "recorded" and engine_type(rollout) == "vllm"
+    if rollout.type == "recorded" and not recipe.evaluate:
+        return {}
+    if is_vllm and on_cuda and rollout.sleep:
+        return {}
+    if is_vllm and on_cuda:
+        return {"engine": int(rollout.gpu_memory_share * torch.cuda.get_device_properties(0).total_memory)}
+    return {"engine": weights // rollout.tensor_parallel} | (
+        {"its cache": rollout.kv_cache_mib << 20} if is_vllm else {}
+    )
 
 
 def needed(recipe: Recipe, *, ranks: int, zero_stage: int) -> list[str]:
@@ -75,4 +91,4 @@ def needed(recipe: Recipe, *, ranks: int, zero_stage: int) -> list[str]:
     sizes = sizes_of(recipe)
     held = bytes_of(recipe, sizes, ranks=ranks, zero_stage=zero_stage)
     parts = ", ".join(f"{name} {size / GIB:.2f}" for name, size in held.items())
-    return [sizes.words, f"a rank holds at least {sum(held.values()) / GIB:.1f} GiB ({parts}), and activations"]
+    return [sizes.words, f"a rank holds about {sum(held.values()) / GIB:.1f} GiB ({parts}), and activations"]

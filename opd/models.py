@@ -32,11 +32,15 @@ def load_model(
 ) -> PreTrainedModel:
     """The causal language model in `dtype`, on the CPU; ModelError in one line if it can't be loaded.
 
-    attention: its kernel; None and auto take sdpa, or eager for a model that sdpa would compute wrongly.
+    attention: its kernel; None takes `plain_kernel`.
     """
-    if attention in (None, "auto"):
-        attention = "eager" if caps_attention(load_config(model, revision)) else "sdpa"
+    attention = attention or plain_kernel(load_config(model, revision))
     return _loaded(AutoModelForCausalLM, model, revision, dtype=dtype, attn_implementation=attention)
+
+
+def plain_kernel(config: Any) -> str:
+    """sdpa, or eager for a model that sdpa would compute wrongly or not at all."""
+    return "eager" if caps_attention(config) or not empty_model(config)._supports_sdpa else "sdpa"
 
 
 def empty_model(config: Any) -> PreTrainedModel:
@@ -74,7 +78,7 @@ def _loaded(kind: Any, model: str, revision: str | None, **settings: Any) -> Any
             f"{model!r} holds an adapter and no model; give the merged one, which a run with student.lora.merge: true "
             "leaves in merged/ there, or merge it (peft: merge_and_unload)"
         )
-    if (Path(model) / "recipe.yaml").is_file():
+    if (Path(model) / "recipe.yaml").is_file() and not (Path(model) / "config.json").is_file():
         raise ModelError(
             f"{model!r} is the folder of a run; its student is {model.rstrip('/')}/model once it has ended"
         )
@@ -82,7 +86,8 @@ def _loaded(kind: Any, model: str, revision: str | None, **settings: Any) -> Any
         return kind.from_pretrained(model, revision=revision, trust_remote_code=False, **settings)
     except (OSError, ValueError, ImportError) as error:
         reason = str(error).strip().splitlines()[0]
-        away = "; the hub is not asked, for HF_HUB_OFFLINE is set or its name does not resolve here" * is_offline_mode()
+        away = "; the hub is not asked, for HF_HUB_OFFLINE is set or its name does not resolve here"
+        away = away if is_offline_mode() and not Path(model).is_dir() else ""
         raise ModelError(f"can't load {model!r} ({reason}){away}; give a local folder or an id on the hub") from None
 
 

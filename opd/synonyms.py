@@ -2,16 +2,23 @@
 
 ELSEWHERE = {
     "optimizer.lr": ("lr", "learning_rate"),
-    "optimizer.warmup": ("warmup_steps", "warmup_ratio", "num_warmup_steps"),
+    "optimizer.warmup": ("warmup_steps", "num_warmup_steps"),
     "optimizer.schedule": ("lr_scheduler_type",),
     "optimizer.max_grad_norm": ("max_grad_norm", "grad_clip"),
     "optimizer.weight_decay": ("weight_decay",),
     "prompts_per_step": ("train_batch_size", "batch_size", "groups_per_batch"),
     "rollout.samples_per_prompt": ("num_generations", "n", "group_size", "num_samples"),
-    "rollout.max_new_tokens": ("max_completion_length", "response_length", "max_response_length", "max_tokens"),
+    "rollout.temperature": ("temperature",),
+    "rollout.max_new_tokens": (
+        "max_new_tokens",
+        "max_completion_length",
+        "response_length",
+        "max_response_length",
+        "max_tokens",
+    ),
     "prompts.max_tokens": ("max_prompt_length", "prompt_length"),
     "loss.0.objective={type: jsd, beta: …}": ("beta",),
-    "steps": ("max_steps", "num_train_epochs", "total_epochs", "total_training_steps", "num_epochs"),
+    "steps": ("max_steps", "total_training_steps"),
     "student.model": ("model", "model_name", "model_name_or_path"),
     "teacher.model": ("teacher_model", "teacher_model_name_or_path"),
     "student.lora.rank": ("r", "lora_r", "lora_rank"),
@@ -32,19 +39,18 @@ ELSEWHERE = {
     "hub.repo": ("push_to_hub", "hub_model_id"),
 }
 """Our key for what other trainers (TRL, verl, ms-swift, tinker-cookbook, peft) call so."""
-NOT_HERE = dict.fromkeys(
-    (
+NOT_HERE = {
+    "a run has steps, of prompts_per_step prompts each": ("num_train_epochs", "total_epochs", "num_epochs"),
+    "instead, write 'optimizer.warmup', in steps": ("warmup_ratio",),
+    "prompts_per_step is a step's size over all ranks, and token_budget cuts it into micro-batches": (
         "per_device_train_batch_size",
         "gradient_accumulation_steps",
         "ppo_mini_batch_size",
         "ppo_micro_batch_size_per_gpu",
     ),
-    "prompts_per_step is a step's size over all ranks, and token_budget cuts it into micro-batches",
-) | {
-    name: "rollouts are samples of the student's whole distribution: there is no top-p, top-k or min-p"
-    for name in ("top_p", "top_k", "min_p")
+    "rollouts are samples of the student's whole distribution: no top-p, top-k or min-p": ("top_p", "top_k", "min_p"),
 }
-"""What other trainers have, and this one leaves out for a reason."""
+"""What to say of what this one has in another way, or leaves out."""
 
 
 def way_from(word: str, known: list[str]) -> str | None:
@@ -55,10 +61,11 @@ def way_from(word: str, known: list[str]) -> str | None:
     >>> way_from("model_name_or_path", ["model", "revision"])
     "instead, write 'model'"
     """
-    if word in NOT_HERE:
-        return NOT_HERE[word]
-    ours = next((key for key, theirs in ELSEWHERE.items() if word in theirs), None)
-    if ours is None:
-        return None
-    last = ours.rsplit(".", 1)[-1]
-    return f"instead, write {(last if last in known else ours)!r}"
+    if ours := _of(word, ELSEWHERE):
+        last = ours.rsplit(".", 1)[-1]
+        return f"instead, write {(last if last in known else ours)!r}"
+    return _of(word, NOT_HERE)
+
+
+def _of(word: str, table: dict[str, tuple[str, ...]]) -> str | None:
+    return next((answer for answer, words in table.items() if word in words), None)

@@ -14,7 +14,7 @@ from opd import checkpoint, distributed, schedules
 from opd.batch import Rollout
 from opd.config import Recipe
 from opd.doctor import Checked
-from opd.errors import TrainingError
+from opd.errors import RunError, TrainingError
 from opd.evaluation import evaluate_student, evaluate_teacher, export
 from opd.hub import push
 from opd.memory import needed
@@ -89,8 +89,13 @@ def build(checked: Checked, folder: RunFolder, *, resume: bool) -> Parts:
     )
     ranks = distributed.Ranks(accelerator.device, recipe.sequence_parallel_size)
     folder = RunFolder(ranks.from_main(folder.path), begins_anew=folder.begins_anew)
-    if ranks.is_main and not resume:
-        folder.create(checked.asked)
+    if not ranks.agree(resume) and not ranks.agree(not resume):
+        raise RunError(
+            f"some ranks see a checkpoint in {str(folder.path)!r} and some don't; put --runs on a shared disk"
+        )
+    if ranks.is_main:
+        folder.store(recipe) if resume else folder.create(recipe)
+    ranks.barrier()
     start_trackers(accelerator, recipe, folder)
     started_with = environment()
     if ranks.is_main:
@@ -105,6 +110,7 @@ def build(checked: Checked, folder: RunFolder, *, resume: bool) -> Parts:
         layout, student = layout_of(recipe), models.student
         check_self_distillation(student, checked.probes, layout)
         share_sequences(checked, models, reference, ranks)
+        ranks.barrier()  # DeepSpeed's own groups wait a few minutes only, and a rank may still be loading
         trainer = distributed.Trainer(accelerator, student, optimizer_for(student, recipe))
     if models.engine is not None:
         models.engine.follow(trainer.student.weights)
@@ -119,6 +125,7 @@ def announce(checked: Checked, ranks: int, zero_stage: int) -> None:
     recipe = checked.recipe
     lines = [f"rollouts by {engine_type(recipe.rollout)}"] if recipe.rollout.type == "auto" else []
     lines += [checked.teacher_head.words] if recipe.teacher.head == "auto" else []
+    lines += [f"attention by {recipe.student.attention}, the teacher's by {recipe.teacher.attention}"]
     lines += [checked.warning] if checked.warning else []
     print(*lines, *needed(recipe, ranks=ranks, zero_stage=zero_stage), sep="\n", flush=True)
 

@@ -112,6 +112,7 @@ OVERRIDES = {
     "unknown key of adapters": ("student.lora={q: 8}", ["'student.lora.q'", "known keys", "rank"]),
     "another trainer's rank": ("student.lora={r: 8}", ["'student.lora.r'", "write 'rank'"]),
     "another trainer's rate": ("learning_rate=1e-5", ["'learning_rate'", "write 'optimizer.lr'"]),
+    "another trainer's parallelism": ("tensor_parallel_size=2", ["write 'rollout.tensor_parallel'"]),
     "another trainer's batch": ("per_device_train_batch_size=1", ["prompts_per_step", "token_budget"]),
     "a cut distribution": ("rollout.top_p=0.9", ["'rollout.top_p'", "whole distribution"]),
     "adapters without settings": ("student.lora=true", ["'lora' can't be True", "rank, alpha"]),
@@ -492,7 +493,7 @@ def test_the_doctor_says_where_the_teachers_head_lies(ranks, head, recipe, ended
     code, out, _ = ended("doctor", write(recipe), f"teacher.head={head}")
     place = "by vocabulary over 2 ranks: as" if head == "by_vocabulary" else "whole on each rank: "
     assert code == 0 and f"the teacher's head {place}" in out
-    assert "a rank holds at least" in out and "\ntrains " in out
+    assert "a rank holds about" in out and "\ntrains " in out
 
 
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 8}
@@ -585,6 +586,18 @@ def test_resume_needs_a_name(run, refused):
 
 def test_resume_needs_a_run(run, refused):
     contains(refused("train", "r.yaml", "--resume", "name=new"), "no run 'runs/new'", "name=")
+
+
+def test_without_a_checkpoint_resume_begins_anew_and_with_one_it_continues(run, ended, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "opd.train.train", lambda checked, folder, *, resume: asked.append((resume, folder.begins_anew))
+    )
+    ended("train", "r.yaml", "--resume", "name=old")
+    (run.checkpoints / "step-000001").rename(run.checkpoints / ".step-000001.tmp")
+    ended("train", "r.yaml", "--resume", "name=old")
+    ended("train", "r.yaml", "name=new")
+    assert asked == [(True, False), (False, True), (False, False)]
 
 
 def test_resume_needs_the_same_recipe(run, refused):

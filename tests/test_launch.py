@@ -57,6 +57,7 @@ def test_a_batch_job_launches_its_file_on_each_machine_and_resumes(path: Path, k
     if killed_before:
         (tmp_path / "runs" / "opd-7").mkdir(parents=True)
     slurm = {"SLURM_JOB_NAME": "opd", "SLURM_JOB_ID": "7", "SLURM_NNODES": "2", "SLURM_GPUS_ON_NODE": "8"}
+    slurm |= {"SLURM_RESTART_COUNT": "1"} if killed_before else {}
     done = subprocess.run(
         ["bash", str(path), "r.yaml", "steps=3", "loss.0.select={type: random, keep: 0.5}"],
         cwd=tmp_path,

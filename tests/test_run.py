@@ -98,9 +98,22 @@ def test_a_copied_folder_is_not_taken_for_the_run_that_it_was_copied_from(folder
         wanted = recipe.model_copy(update={"name": name})
         return open_run(wanted, recipe_path=str(copy.path / "recipe.yaml"), runs=folder.path.parent, resume=True)
 
-    with pytest.raises(RunError, match=r"another run's folder .* add name=copy"):
+    with pytest.raises(RunError, match=r"another folder .* add name=copy"):
         resume("a")
     assert resume("copy").path == copy.path
+
+
+def test_a_run_that_began_from_another_runs_recipe_resumes_and_so_does_one_behind_a_link(folder, recipe, tmp_path):
+    folder.append_metrics({"step": 2})
+    wanted = recipe.model_copy(update={"name": "b"})
+    other = RunFolder(folder.path.with_name("b"))
+    other.create(wanted)
+    (other.checkpoints / "step-000002").mkdir(parents=True)
+    stored = str(folder.path / "recipe.yaml")
+    assert open_run(wanted, recipe_path=stored, runs=folder.path.parent, resume=True).can_resume
+    (tmp_path / "link").symlink_to(folder.path.parent)
+    (folder.checkpoints / "step-000002").mkdir(parents=True)
+    assert open_run(recipe, recipe_path=stored, runs=tmp_path / "link", resume=True).can_resume
 
 
 def test_a_run_that_stopped_before_its_first_checkpoint_begins_anew_and_loses_nothing(folder, recipe, capsys):
@@ -112,6 +125,25 @@ def test_a_run_that_stopped_before_its_first_checkpoint_begins_anew_and_loses_no
         assert RunFolder(folder.path.parent / f"a.stopped-{i}").metrics() == [{"step": i}]
         assert f"a.stopped-{i}" in capsys.readouterr().out
         assert folder.metrics() == [] and load_recipe(folder.path / "recipe.yaml") == recipe
+
+
+def test_what_is_another_recipe_or_no_run_is_not_moved_aside(folder, recipe):
+    other = recipe.model_copy(update={"steps": 7})
+    with pytest.raises(RunError, match="steps: 200 → 7"):
+        open_run(other, recipe_path="r.yaml", runs=folder.path.parent, resume=True)
+    (folder.path / "recipe.yaml").unlink()
+    with pytest.raises(RunError, match="no folder of a run"):
+        open_run(recipe, recipe_path="r.yaml", runs=folder.path.parent, resume=True)
+
+
+def test_auto_attention_is_the_stored_kernel_until_it_is_settled(folder, recipe):
+    settled = recipe.model_copy(update={"student": recipe.student.model_copy(update={"attention": "sdpa"})})
+    folder.store(settled)
+    folder.refuse_another(recipe)
+    folder.refuse_another(settled)
+    flash = recipe.model_copy(update={"student": recipe.student.model_copy(update={"attention": "flash_attention_2"})})
+    with pytest.raises(RunError, match=r"student\.attention: 'sdpa' → 'flash_attention_2'"):
+        folder.refuse_another(flash)
 
 
 def test_the_stored_recipe_is_the_recipe(folder, recipe):

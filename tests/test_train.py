@@ -52,7 +52,7 @@ class MainTrainer(cases.PlainTrainer):
 def parts_of(recipe: Recipe, folder: Path, source: Source, *, lost: set[int] = frozenset()) -> Parts:
     tokenizer, stop = character_tokenizer(), StopTokens([2], [5], recipe.stop_class)
     head = Placement(1, 37, "one rank")
-    checked = Checked(recipe, recipe, tokenizer, tokenizer, PromptSet([], 0, 0), stop, None, None, head)
+    checked = Checked(recipe, tokenizer, tokenizer, PromptSet([], 0, 0), stop, None, None, head)
     run_folder = RunFolder(folder)
     if not folder.exists():
         run_folder.create(recipe)
