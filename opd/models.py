@@ -28,13 +28,13 @@ def load_tokenizer(model: str, revision: str | None = None) -> PreTrainedTokeniz
 
 
 def load_model(
-    model: str, *, dtype: torch.dtype, attention: str | None = None, revision: str | None = None
+    model: str, *, dtype: torch.dtype, attention: str = "auto", revision: str | None = None
 ) -> PreTrainedModel:
     """The causal language model in `dtype`, on the CPU; ModelError in one line if it can't be loaded.
 
-    attention: its kernel; None takes `plain_kernel`.
+    attention: its kernel; auto, which a checked recipe no longer has, is the plain one.
     """
-    attention = attention or plain_kernel(load_config(model, revision))
+    attention = plain_kernel(load_config(model, revision)) if attention == "auto" else attention
     return _loaded(AutoModelForCausalLM, model, revision, dtype=dtype, attn_implementation=attention)
 
 
