@@ -10,7 +10,7 @@ from transformers.utils import is_flash_attn_2_available
 from opd.config import Recipe
 from opd.errors import ModelError
 from opd.model_spec import ModelSettings
-from opd.models import caps_attention, carries_state, empty_model, plain_kernel, text_config
+from opd.models import architecture, caps_attention, carries_state, plain_kernel, text_config
 
 FLASH = "flash_attention_2"
 LARGEST_HEAD, AMPERE = 256, (8, 0)
@@ -41,7 +41,7 @@ def _knows_flash(recipe: Recipe, config: Any) -> bool:
     size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     if recipe.precision != "bf16" or size > LARGEST_HEAD or carries_state(config) or not is_flash_attn_2_available():
         return False
-    model = empty_model(config)
+    model = architecture(config)
     takes_another = getattr(model, "_compatible_flash_implementations", None)
     return torch.cuda.get_device_capability() >= AMPERE and model._supports_flash_attn and not takes_another
 

@@ -9,7 +9,14 @@ from typing import Any
 import torch
 from huggingface_hub import is_offline_mode
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.core_model_loading import revert_weight_conversion
 
 from opd.errors import ModelError
@@ -40,7 +47,13 @@ def load_model(
 
 def plain_kernel(config: Any) -> str:
     """sdpa, or eager for a model that sdpa would compute wrongly or not at all."""
-    return "eager" if caps_attention(config) or not empty_model(config)._supports_sdpa else "sdpa"
+    return "eager" if caps_attention(config) or not architecture(config)._supports_sdpa else "sdpa"
+
+
+def architecture(config: Any) -> type[PreTrainedModel]:
+    """The class of the causal language model that the configuration describes; the base of all where there is none."""
+    found = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), PreTrainedModel)
+    return found[0] if isinstance(found, (list, tuple)) else found
 
 
 def empty_model(config: Any) -> PreTrainedModel:
