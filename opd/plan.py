@@ -59,7 +59,10 @@ def counts_before(recipe: Recipe, lengths: list[int]) -> list[int] | None:
 
 
 def plan(recipe: Recipe, table: TokenTable, index: int) -> list[TermPlan]:
-    """Each term's plan; draws are keyed by run seed, step, term and rollout."""
+    """Each term's plan; draws are keyed by run seed, step, the first term of that selector, and rollout.
+
+    So terms of one selection train the same tokens, a random one too: its control keeps no more of them than it does.
+    """
     if not chooses_late(recipe):
         return [_of_term(recipe, table, index, number) for number in range(len(recipe.loss))]
     rows_c = torch.isin(table.rollout_C, chosen_rollouts(recipe, table, index)).nonzero().squeeze(-1)
@@ -83,7 +86,8 @@ def chosen_loss(terms: list[Term], plans: list[TermPlan]) -> float:
 
 def _of_term(recipe: Recipe, table: TokenTable, index: int, number: int) -> TermPlan:
     term = recipe.loss[number]
-    weight_C = term.select.weights(table, lambda rollout: generator_for("select", recipe.seed, index, number, rollout))
+    key = next(first for first, other in enumerate(recipe.loss) if other.select == term.select)
+    weight_C = term.select.weights(table, lambda rollout: generator_for("select", recipe.seed, index, key, rollout))
     count = int((weight_C > 0).sum())
     if isinstance(term.objective, ChosenObjective):
         return TermPlan(weight_C, count, chosen=term.objective.choose(table, weight_C))

@@ -78,13 +78,23 @@ def test_an_advantage_from_the_teacher_is_never_known_before():
     assert counts_before(recipe(KL, **LATE), LENGTHS) is None
 
 
-def test_draws_are_keyed_by_step_and_term():
-    term = dense({"type": "random", "keep": 0.5})
-    chosen, table = recipe(term, term), random_table([40, 30])
+def test_draws_are_keyed_by_step_and_selector():
+    half, other = (dense({"type": "random", "keep": keep}) for keep in (0.5, 0.51))
+    chosen, table = recipe(half, other, half), random_table([40, 30])
     first, again, later = (plan(chosen, table, index) for index in (0, 0, 1))
     assert all(torch.equal(a.weight_C, b.weight_C) for a, b in zip(first, again, strict=True))
-    assert not torch.equal(first[0].weight_C, first[1].weight_C)
-    assert not torch.equal(first[0].weight_C, later[0].weight_C)
+    assert not torch.equal(first[0].weight_C > 0, later[0].weight_C > 0)
+    overlap = int(((first[0].weight_C > 0) & (first[1].weight_C > 0)).sum())
+    assert overlap < first[0].count  # drawn apart: one does not hold the other
+
+
+def test_terms_of_one_random_selection_train_the_same_tokens():
+    half = {"type": "random", "keep": 0.5}
+    reverse, forward = ({"select": half, "objective": {"type": name}} for name in ("reverse_kl", "forward_kl"))
+    chosen, table = recipe(KL, reverse, forward), random_table([40, 30])
+    _, one, other = plan(chosen, table, 0)
+    assert torch.equal(one.weight_C, other.weight_C)
+    assert one.count == 35
 
 
 def kept(terms, plans, rows_c: torch.Tensor) -> list[int]:

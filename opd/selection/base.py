@@ -24,7 +24,7 @@ Per = Annotated[
     Field(description="What competes for a place: the tokens of each rollout, or those of the whole batch."),
 ]
 Draw = Callable[[int], torch.Generator]
-"""rollout index → the generator that its draws come from (keyed by run seed, step and rollout)."""
+"""rollout index → the generator that its draws come from (keyed by run seed, step, selector and rollout)."""
 
 
 NEXT_TO_NOTHING = 1e-30
