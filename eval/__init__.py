@@ -7,5 +7,5 @@ models), `fidelity/` (student beside teacher), `report/` (tables, plots, files),
 compare`).
 `comparison/` compares selectors, `benchmarks/` what our parts cost beside others'.
 
-Imports opd, never the reverse.
+Imports opd; of opd, cli.py alone imports it.
 """

@@ -17,6 +17,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 FinishReason = Literal["stop", "length", "error"]
+REFERENCE = "reference_logprob"
+"""log p of the sampled token by the student at start; a model of its own, where an objective needs it."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,11 @@ class Rollout:
     def completion(self) -> list[int]:
         """The trained token ids."""
         return [self.token_ids[i] for i in self.positions]
+
+    @property
+    def prompt(self) -> list[int]:
+        """The token ids that are never trained."""
+        return [token for token, is_trained in zip(self.token_ids, self.trained, strict=True) if not is_trained]
 
 
 @dataclass(frozen=True)

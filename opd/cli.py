@@ -81,13 +81,20 @@ def doctor(
 ) -> None:
     """Say what is wrong with a recipe, its data, its models' tokenizers or this machine, before anything loads."""
     from eval.runner import Evaluation
-    from opd.distributed import world_size, zero_stage
+    from opd.distributed import is_main_process, world_size, zero_stage
     from opd.doctor import check
+    from opd.errors import RecipeError
     from opd.memory import needed
     from opd.recipe_text import load_recipe
     from opd.rollout.start import engine_type
 
+    if models and world_size() > 1:
+        raise RecipeError(
+            f"opd doctor --models is one process, and {world_size()} were launched; start it without accelerate launch"
+        )
     checked = check(load_recipe(recipe, overrides), Evaluation)
+    if not is_main_process():
+        return
     prompts = checked.prompts
     typer.echo(f"tokenizers agree on {len(checked.tokenizer)} tokens")
     if models:

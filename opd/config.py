@@ -199,9 +199,9 @@ class Recipe(Record):
     prompts_per_step: PositiveInt = 8
     """Prompts of one optimizer step, over all ranks; times `rollout.samples_per_prompt` rollouts."""
     token_budget: PositiveInt = 16384
-    """Tokens of a micro-batch, prompts and padding included, of all pieces: memory and speed, never the result."""
+    """Tokens of a micro-batch, prompts and padding included, of all pieces: memory, speed, at most rounding."""
     sequence_parallel_size: PositiveInt = 1
-    """So many ranks share every sequence, a piece each, in student and teacher (Ulysses): memory, never the result."""
+    """So many ranks share every sequence, a piece each, in student and teacher (Ulysses): memory, at most rounding."""
     tile_mib: PositiveInt = 150
     """Working memory of the loss head in MiB: speed, and of the result its rounding alone."""
     head_precision: HeadPrecision = "exact"

@@ -85,48 +85,75 @@ def check(recipe: Recipe, make_evaluation: MakeEvaluation) -> Checked:
     check_needs(recipe)
     check_ranks(recipe)
     check_weights(recipe.teacher, world_size())
-    student, teacher = recipe.student, recipe.teacher
-    tokenizer = load_tokenizer(student.model, student.revision)
-    teacher_tokenizer = load_tokenizer(teacher.model, teacher.revision)
+    tokenizers = tokenizer, teacher_tokenizer = [
+        load_tokenizer(spec.model, spec.revision) for spec in (recipe.student, recipe.teacher)
+    ]
     check_tokenizers(tokenizer, teacher_tokenizer)
-    configs = load_config(student.model, student.revision), load_config(teacher.model, teacher.revision)
+    configs = [load_config(spec.model, spec.revision) for spec in (recipe.student, recipe.teacher)]
     sizes = [text_config(config).vocab_size for config in configs]
     check_vocabularies(token_count(tokenizer), student=sizes[0], teacher=sizes[1])
     recipe = settle_attention(recipe, *configs)
     teacher_head = place_head(recipe, *configs, world_size())
+    check_models(recipe, configs)
+    check_recorded(recipe, min(sizes))
+    prompts = load_prompts(recipe.prompts, tokenizer)
+    check_enough(recipe, prompts)
+    evaluations = evaluations_of(recipe, tokenizers, configs, make_evaluation)
+    if recipe.hub is not None and is_main_process():
+        check_access(recipe.hub)
+    width, adapted = text_config(configs[0]).hidden_size, recipe.student.lora is not None
+    return Checked(
+        recipe,
+        tokenizer,
+        teacher_tokenizer,
+        prompts,
+        stop=stops_of(recipe, tokenizer, teacher_tokenizer),
+        evaluation=evaluations[0],
+        teacher_evaluation=evaluations[1],
+        teacher_head=teacher_head,
+        warning=rate_warning(recipe.optimizer.lr, width, adapted=adapted),
+    )
+
+
+def check_models(recipe: Recipe, configs: list[Any]) -> None:
+    """RecipeError, ModelError or EngineError for what the student's and the teacher's architectures can't do."""
+    student = recipe.student
     check_dropout(configs[0], student.model)
     check_experts(recipe.rollout, configs[0], student.model)
     check_sleep(recipe.rollout, configs[0], student.model)
     if student.lora is not None:
         check_adapters(empty_model(configs[0]), student.lora)
-    check_recorded(recipe, min(sizes))
-    for config, spec in zip(configs, (recipe.student, recipe.teacher), strict=True):
+    in_engine = [student, *([recipe.teacher] if recipe.evaluate is not None and recipe.evaluate.teacher else [])]
+    for config, spec in zip(configs, (student, recipe.teacher), strict=True):
         check_attention(spec, config)
         check_packing(recipe, spec, config)
-        if spec is recipe.student or (
-            recipe.evaluate is not None and recipe.evaluate.teacher
-        ):  # else no engine holds it
+        if spec in in_engine:
             check_tensor_parallel(recipe.rollout, config, spec.model)
         check_shared_sequences(recipe, spec, config)
         check_context(recipe, config, spec.model)
-    prompts = load_prompts(recipe.prompts, tokenizer)
+
+
+def check_enough(recipe: Recipe, prompts: PromptSet) -> None:
+    """DataError if there are fewer prompts than a step samples."""
     if recipe.rollout.path is None and recipe.prompts_per_step > len(prompts.prompts):
         raise DataError(
             f"prompts_per_step {recipe.prompts_per_step} is more than the {len(prompts.prompts)} prompts there are; "
             "lower it, or give more data"
         )
-    wanted = recipe.evaluate is not None, recipe.evaluate is not None and recipe.evaluate.teacher
-    evaluations = [
-        make_evaluation(recipe.evaluate, own, recipe.prompts) if asked else None
-        for own, asked in zip((tokenizer, teacher_tokenizer), wanted, strict=True)
-    ]
-    for evaluation, config, model in zip(evaluations, configs, (student.model, teacher.model), strict=True):
-        check_evaluation(recipe, evaluation, config, model)
-    stop = stops_of(recipe, tokenizer, teacher_tokenizer)
-    if recipe.hub is not None and is_main_process():
-        check_access(recipe.hub)
-    warning = rate_warning(recipe.optimizer.lr, text_config(configs[0]).hidden_size, adapted=student.lora is not None)
-    return Checked(recipe, tokenizer, teacher_tokenizer, prompts, stop, *evaluations, teacher_head, warning)
+
+
+def evaluations_of(
+    recipe: Recipe, tokenizers: list[PreTrainedTokenizerBase], configs: list[Any], make_evaluation: MakeEvaluation
+) -> list[Evaluation | None]:
+    """Held-out problems as the student and the teacher read them, where they are asked for, and checked."""
+    settings, found = recipe.evaluate, []
+    wanted = settings is not None, settings is not None and settings.teacher
+    for spec, tokenizer, config, asked in zip(
+        (recipe.student, recipe.teacher), tokenizers, configs, wanted, strict=True
+    ):
+        found.append(make_evaluation(settings, tokenizer, recipe.prompts) if asked else None)
+        check_evaluation(recipe, found[-1], config, spec.model)
+    return found
 
 
 def check_needs(recipe: Recipe) -> None:

@@ -45,3 +45,12 @@ class TrainingError(OpdError):
     """Training can't go on: non-finite values in several steps running."""
 
     exit_code = 1
+
+
+def reason_of(error: BaseException) -> str:
+    """The first line that an error of someone else's says, or its type's name where it says nothing.
+
+    >>> reason_of(ValueError("\\n no such file\\nlook elsewhere")), reason_of(OSError())
+    ('no such file', 'OSError')
+    """
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from opd.errors import HubError, UploadError
+from opd.errors import HubError, UploadError, reason_of
 from opd.record import Record
 
 Part = Literal["model", "merged", "best"]
@@ -44,8 +44,8 @@ def check_access(hub: HubSettings) -> None:
         who = api.whoami()
     except Exception as error:
         raise HubError(
-            f"can't log in to the hub to upload {hub.repo!r} ({_reason(error)}); run `hf auth login` or set HF_TOKEN, "
-            "or leave hub out of the recipe and upload with `opd push` later"
+            f"can't log in to the hub to upload {hub.repo!r} ({reason_of(error)}); run `hf auth login` or set HF_TOKEN"
+            ", or leave hub out of the recipe and upload with `opd push` later"
         ) from error
     owner, own = hub.repo.split("/")[0], [who["name"], *(org["name"] for org in who.get("orgs", []))]
     if owner not in own:
@@ -81,7 +81,7 @@ def push(run: Path, hub: HubSettings) -> str:
         )
     except Exception as error:
         raise UploadError(
-            f"the model was not uploaded ({_reason(error)}); the run is whole, and `{push_command(run, hub)}` goes on"
+            f"the model was not uploaded ({reason_of(error)}); the run is whole, and `{push_command(run, hub)}` goes on"
         ) from error
     return f"{api.endpoint}/{hub.repo}"
 
@@ -107,11 +107,7 @@ def _head(api: Any, repo: str) -> str | None:
     except RepositoryNotFoundError:
         return None
     except Exception as error:
-        raise HubError(f"can't look at {repo!r} on the hub ({_reason(error)}); try again") from error
+        raise HubError(f"can't look at {repo!r} on the hub ({reason_of(error)}); try again") from error
     if files := sorted({file.rfilename for file in found.siblings or []} - MADE_WITH_A_REPOSITORY):
         raise HubError(f"{repo!r} on the hub holds {files[0]} already, and nothing is overwritten; give another name")
     return found.sha
-
-
-def _reason(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

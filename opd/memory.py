@@ -6,11 +6,13 @@ from dataclasses import dataclass
 
 import torch
 
+from opd.batch import REFERENCE
 from opd.config import Recipe
+from opd.head.cost import loss_cost, rank_bytes
 from opd.lora import targeted
 from opd.models import DTYPES, empty_model, load_config
 from opd.rollout.start import engine_type
-from opd.step import REFERENCE
+from opd.teacher.placement import head_shape, place_head
 
 GIB = 1 << 30
 
@@ -64,11 +66,26 @@ def bytes_of(recipe: Recipe, sizes: Sizes, *, ranks: int, zero_stage: int) -> di
         "its gradient": sizes.trained * 4 // gradient,
         "optimizer": sizes.trained * (8 if own_master else 12) // states,
         "teacher": sizes.teacher * width // (ranks if recipe.teacher.shard == "zero3" else 1),
-        "the loss head": recipe.tile_mib << 20,
     }
+    held |= _head(recipe, held["teacher"], ranks)
     if REFERENCE in recipe.needs:
         held["student at start"] = sizes.base * width
     return held | _engine(recipe, sizes.base * width)
+
+
+def _head(recipe: Recipe, teacher: int, ranks: int) -> dict[str, int]:
+    """The loss over a rank's largest micro-batch with its backward, by `head/cost.py`; the teacher's too if it changes.
+
+    A loss over whole heads counts the costlier of its ways: what it keeps between sweeps, or tiles of whole rows.
+    """
+    configs = [load_config(model.model, model.revision) for model in (recipe.student, recipe.teacher)]
+    shape, parts = head_shape(recipe, *configs, ranks), place_head(recipe, *configs, ranks).ranks
+    if parts == 1:
+        mode = "kept" if all(term.objective.streams for term in recipe.loss) else "tiles"
+        return {"the loss head": round(loss_cost(shape, mode).peak_extra_bytes)}
+    whole = shape.vocabulary * shape.teacher_hidden * shape.itemsize
+    elsewhere = whole - whole // parts if recipe.teacher.shard == "none" else 0
+    return {"teacher": teacher - elsewhere, "the loss head": rank_bytes(shape, parts) - whole // parts}
 
 
 def _engine(recipe: Recipe, weights: int) -> dict[str, int]:

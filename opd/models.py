@@ -19,7 +19,7 @@ from transformers import (
 )
 from transformers.core_model_loading import revert_weight_conversion
 
-from opd.errors import ModelError
+from opd.errors import ModelError, reason_of
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
 
@@ -98,10 +98,11 @@ def _loaded(kind: Any, model: str, revision: str | None, **settings: Any) -> Any
     try:
         return kind.from_pretrained(model, revision=revision, trust_remote_code=False, **settings)
     except (OSError, ValueError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0]
         away = "; the hub is not asked, for HF_HUB_OFFLINE is set or its name does not resolve here"
         away = away if is_offline_mode() and not Path(model).is_dir() else ""
-        raise ModelError(f"can't load {model!r} ({reason}){away}; give a local folder or an id on the hub") from None
+        raise ModelError(
+            f"can't load {model!r} ({reason_of(error)}){away}; give a local folder or an id on the hub"
+        ) from None
 
 
 def text_config(config: Any) -> Any:

@@ -158,9 +158,8 @@ def grader(checked: Checked) -> Grade | None:
         return None
 
     def graded(rollout: Rollout) -> float:
-        prompt = [t for t, own in zip(rollout.token_ids, rollout.trained, strict=True) if not own]
         said = completion_text(checked.tokenizer, rollout.completion)
-        return grade(said, rollout.extra["answer"], thinking=opens_thought(checked.tokenizer.decode(prompt)))
+        return grade(said, rollout.extra["answer"], thinking=opens_thought(checked.tokenizer.decode(rollout.prompt)))
 
     return graded
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from opd.batch import Prompt
 from opd.config import PromptSettings
-from opd.errors import DataError
+from opd.errors import DataError, reason_of
 from opd.grading.extract import THOUGHTS_BEGIN, THOUGHTS_END
 from opd.seeds import generator_for
 
@@ -100,8 +100,9 @@ def _file_rows(path: Path, settings: PromptSettings) -> tuple[list[dict[str, Any
             return table.to_pylist(), table.column_names
         rows = [_json_row(line, number, settings) for number, line in enumerate(path.open(), start=1) if line.strip()]
     except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise DataError(f"can't read prompts.path {settings.path!r} ({reason}); write the file anew") from None
+        raise DataError(
+            f"can't read prompts.path {settings.path!r} ({reason_of(error)}); write the file anew"
+        ) from None
     return rows, list(dict.fromkeys(key for row in rows for key in row))
 
 
@@ -127,7 +128,7 @@ def _hub_rows(settings: PromptSettings) -> tuple[list[dict[str, Any]], list[str]
     try:
         rows = load_dataset(settings.dataset, settings.name, split=settings.split, revision=settings.revision)
     except (DatasetGenerationError, ValueError, OSError, ConnectionError) as error:
-        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        reason = reason_of(error.__cause__ or error)
         raise DataError(
             f"can't read {_name(settings)} ({reason}); check name and split, or give a local file as prompts.path"
         ) from None

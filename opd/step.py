@@ -39,8 +39,6 @@ from opd.student import Statistics, Student
 from opd.teacher.base import Teacher, TeacherScores
 
 Grade = Callable[[Rollout], float]
-REFERENCE = "reference_logprob"
-"""log p of the sampled token by the student at start; a model of its own, where an objective needs it."""
 
 
 @dataclass

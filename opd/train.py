@@ -1,6 +1,6 @@
 """The main job, read this first: build the parts, run the loop, evaluate, save.
 
-`train` is the whole story; each of its lines calls a part that is named like its file.
+`train` is the whole story.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from opd.report.trackers import log_samples, start_trackers
 from opd.rollout.files import write_rollouts
 from opd.rollout.start import engine_type
 from opd.run import RunFolder, environment, summary_of
-from opd.step import REFERENCE, Outcome, Run, step
+from opd.step import Outcome, Run, step
 from opd.stop import STOP_ROLLOUTS, say_stops, stop_report
 from opd.teacher.check import check_self_distillation
 from opd.teacher.local import LocalTeacher

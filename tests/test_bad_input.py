@@ -496,6 +496,13 @@ def test_the_doctor_says_where_the_teachers_head_lies(ranks, head, recipe, ended
     assert "a rank holds about" in out and "\ntrains " in out
 
 
+def test_of_several_ranks_the_first_speaks_and_none_measures_stopping(recipe, ended, refused, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    contains(refused("doctor", write(recipe), "--models"), "2 were launched", "without accelerate launch")
+    monkeypatch.setenv("RANK", "1")
+    assert ended("doctor", write(recipe)) == (0, "", "")
+
+
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 8}
 STRETCHED = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
 SHARED = {

@@ -7,12 +7,14 @@ import pytest
 import torch
 
 from opd.config import Recipe
+from opd.head.cost import HeadShape, loss_cost, rank_bytes
 from opd.lora import attach
 from opd.memory import bytes_of, needed, sizes_of
 from opd.models import load_model
 from opd.parts import optimizer_for
 from opd.recipe_text import parse_recipe
 from opd.student import Student
+from opd.teacher.placement import Placement, head_shape
 
 
 def recipe(toy: Path, *, adapted: bool, precision: str = "fp32", **more) -> Recipe:
@@ -45,12 +47,15 @@ def test_in_one_process_it_is_what_weights_gradient_and_states_take(toy, adapted
     optimizer.step()
     states = sum(t.nbytes for s in optimizer.state.values() for name, t in s.items() if name.startswith("exp_avg"))
     teacher = load_model(asked.teacher.model, dtype=torch.float32)
-    assert bytes_of(asked, sizes_of(asked), ranks=1, zero_stage=0) == {
+    held = bytes_of(asked, sizes_of(asked), ranks=1, zero_stage=0)
+    assert held.pop("the loss head") == round(
+        loss_cost(head_shape(asked, model.config, teacher.config, 1), "kept").peak_extra_bytes
+    )
+    assert held == {
         "student": sum(p.nbytes for p in student.parameters()),
         "its gradient": sum(p.grad.nbytes for p in student.parameters() if p.grad is not None),
         "optimizer": states,
         "teacher": sum(p.nbytes for p in teacher.parameters()),
-        "the loss head": asked.tile_mib << 20,
         "engine": merged,
     }
 
@@ -65,7 +70,25 @@ def test_each_stage_shares_more_and_bf16_has_masters(toy, stage, shared, monkeyp
     held = bytes_of(asked, sizes, ranks=4, zero_stage=stage)
     a_weight = 18 - shared + shared / 4
     teacher = sizes.teacher * 2 // (4 if stage == 3 else 1)
-    assert sum(held.values()) == pytest.approx(sizes.student * a_weight + teacher + (asked.tile_mib << 20))
+    head = held.pop("the loss head")
+    assert sum(held.values()) == pytest.approx(sizes.student * a_weight + teacher)
+    assert head == bytes_of(asked, sizes, ranks=4, zero_stage=0)["the loss head"]
+
+
+def test_the_head_takes_its_formula_and_a_cut_one_leaves_a_rank_its_part(toy, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    by_vocabulary = Placement(4, 100, "as said")
+    shape = HeadShape(rows=64, hidden=32, teacher_hidden=48, vocabulary=100)
+    monkeypatch.setattr("opd.memory.head_shape", lambda *_: shape)
+    whole = bytes_of(recipe(toy, adapted=False), sizes_of(recipe(toy, adapted=False)), ranks=4, zero_stage=1)
+    monkeypatch.setattr("opd.memory.place_head", lambda *_: by_vocabulary)
+    cut = bytes_of(recipe(toy, adapted=False), sizes_of(recipe(toy, adapted=False)), ranks=4, zero_stage=1)
+    assert whole["teacher"] - cut["teacher"] == 75 * 48 * 4
+    assert cut["the loss head"] == rank_bytes(shape, 4) - 25 * 48 * 4
+    rows = recipe(toy, adapted=False, loss=[{"objective": {"type": "uskd"}}])
+    monkeypatch.setattr("opd.memory.place_head", lambda *_: Placement(1, 100, "rows"))
+    tiles = bytes_of(rows, sizes_of(rows), ranks=1, zero_stage=1)
+    assert tiles["the loss head"] == round(loss_cost(shape, "tiles").peak_extra_bytes)
 
 
 def test_zero_copies_fp32_masters_and_an_objective_may_want_the_student_at_start(toy, monkeypatch):

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import opd
 from opd.metrics import METRICS
+from opd.recipe_text import load_recipe
+from opd.run import differences
 from tests.recipes.families import table as recipe_table
 
 ROOT = Path(__file__).parent.parent
@@ -53,3 +55,10 @@ def test_the_readmes_recipes_are_those_that_exist():
     """UPDATE_README=1 rewrites the table."""
     rows = recipe_table()
     assert table_below("| recipe | what it trains | published | measured |", rows) == rows
+
+
+def test_the_recipe_in_the_readme_is_the_file_that_it_names(tmp_path):
+    named, text = re.search(r"This is `(recipes/\S+\.yaml)`.*?```yaml\n(.*?)```", readme(), re.S).groups()
+    (tmp_path / "recipe.yaml").write_text(text)
+    shown, file = (load_recipe(path).model_dump() for path in (tmp_path / "recipe.yaml", ROOT / named))
+    assert {change.split(":")[0] for change in differences(shown, file)} == {"published", "reproduced_elsewhere"}

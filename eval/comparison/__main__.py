@@ -38,7 +38,7 @@ def main() -> None:
         if (asked.recipe.parent / "make_models.py").is_file():
             module = ".".join((*asked.recipe.parent.resolve().relative_to(ROOT).parts, "make_models"))
             subprocess.run([sys.executable, "-m", module], cwd=ROOT, env=os.environ | QUIET, check=True)
-        teacher = teacher_score(jobs[0].recipe, runs, by_command)
+        teacher = teacher_score(jobs[0].recipe, runs)
         run_all(jobs, by_command, at_once=asked.jobs)
         print(report(jobs, teacher, asked.to or asked.recipe.parent))
     except OpdError as error:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -17,12 +18,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from eval.comparison.arms import Arm
+from eval.results import read_result
 from opd.config import Recipe
-from opd.errors import RunError, TrainingError
+from opd.errors import RecipeError, RunError, TrainingError
 from opd.recipe_text import load_recipe
-from opd.run import differences, write_atomic
+from opd.run import differences
 
-TEACHER = "teacher.json"
 THREADS = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
 QUIET = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "DS_ACCELERATOR": "cpu"}
 
@@ -51,7 +52,14 @@ class Job:
 
 
 def jobs_of(arms: list[Arm], recipe: Path, overrides: list[str], *, seeds: int, runs: Path) -> list[Job]:
-    """Every arm × seed, seed by seed, so that what is finished can be compared at any time."""
+    """Every arm × seed, seed by seed, so that what is finished can be compared at any time.
+
+    RecipeError where a run would leave nothing to compare.
+    """
+    if seeds < 1:
+        raise RecipeError(f"--seeds {seeds}: there is nothing to run; give 1 or more")
+    if (evaluate := load_recipe(recipe, overrides).evaluate) is None or not evaluate.fixed_text:
+        raise RecipeError(f"{recipe} leaves no score or fixed text to compare by; set evaluate, and its fixed_text")
     jobs = []
     for seed in range(seeds):
         for arm in arms:
@@ -107,14 +115,13 @@ def by_command(command: list[str], log: Path) -> None:
         raise TrainingError(f"{shlex.join(command)} failed, see {log}: {last}")
 
 
-def teacher_score(recipe: Recipe, runs: Path, runner: Runner) -> dict[str, Any]:
-    """The teacher's exact match on the same problems, measured once."""
-    path = runs / TEACHER
-    if not path.is_file():
-        settings, log = recipe.evaluate, runs / "teacher.log"
-        asked = {"model": recipe.teacher.model, "task": settings.task, "problems": settings.problems}
-        asked |= {"precision": recipe.precision, "engine": recipe.rollout.type}
-        options = [word for name, value in asked.items() for word in (f"--{name}", str(value))]
-        runner([sys.executable, "-m", "opd", "eval", *options], log)
-        write_atomic(path, log.read_text().strip().splitlines()[-1] + "\n")
-    return json.loads(path.read_text())
+def teacher_score(recipe: Recipe, runs: Path) -> dict[str, Any]:
+    """The teacher's exact match on the same problems; `opd eval` repeats nothing that is there."""
+    settings, log = recipe.evaluate, runs / "teacher.log"
+    asked = {"model": recipe.teacher.model, "tasks": settings.task, "problems": settings.problems}
+    asked |= {"precision": recipe.precision, "engine": recipe.rollout.type, "out": runs / "teacher"}
+    asked |= {"samples": settings.samples, "temperature": settings.temperature}
+    options = [word for name, value in asked.items() for word in (f"--{name}", str(value))]
+    by_command([sys.executable, "-m", "opd", "eval", *options], log)
+    (folder,) = re.findall(r"^result (.+)$", log.read_text(), re.MULTILINE)
+    return read_result(Path(folder)).score

@@ -13,6 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from opd.errors import reason_of
+
 Given = dict[str, Tensor]
 """What a work reads or gives, by name: first a block [n, b] that lies in memory as [b, n], then such blocks or [n]."""
 Work = Callable[[Given], Given]
@@ -51,12 +53,8 @@ def _first(work: Work, given: Given) -> Work:
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever a compiler meets, plain torch goes on
-        return _plain(work, _first_line(error))
+        return _plain(work, f"{type(error).__name__}: {reason_of(error)}")
     return kernel
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"
 
 
 def _plain(work: Work, reason: str) -> Work:
@@ -79,7 +77,7 @@ class Kernel:
         except (torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.FailOnRecompileLimitHit) as error:
             # another size asked for another compilation, or for one too many
             KERNELS.update({key: self.work for key, kernel in KERNELS.items() if kernel is self})
-            return _plain(self.work, _first_line(error))(given)
+            return _plain(self.work, f"{type(error).__name__}: {reason_of(error)}")(given)
 
     def fused(self, given: Given) -> Given:
         """What the work gives; raises whatever the compiler does."""

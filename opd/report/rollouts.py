@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from torch import Tensor
@@ -32,15 +33,19 @@ def _temperature(recipe: Recipe, index: int) -> dict[str, float]:
 def _more(i: int, text: str, outcome: Outcome, checked: Checked) -> dict:
     table, rollout = outcome.table, outcome.rollouts[i]
     mine_C = table.rollout_C == i
-    prompt = [t for t, own in zip(rollout.token_ids, rollout.trained, strict=True) if not own]
     return {
-        "prompt": checked.tokenizer.decode(prompt),
+        "prompt": checked.tokenizer.decode(rollout.prompt),
         "text": text,
-        "reward": float(table.reward_B[i]),
-        "weights": [weight_C[mine_C].tolist() for weight_C in outcome.weights],
+        "reward": _or_none(float(table.reward_B[i])),
+        "weights": [[_or_none(w) for w in weight_C[mine_C].tolist()] for weight_C in outcome.weights],
         "statistics": {name: _rounded(column[mine_C]) for name, column in table.statistics.items()},
     }
 
 
-def _rounded(column: Tensor) -> list:
-    return (column.double() * 1e5).round().div(1e5).tolist()
+def _rounded(column: Tensor) -> list[float | None]:
+    return [_or_none(value) for value in (column.double() * 1e5).round().div(1e5).tolist()]
+
+
+def _or_none(value: float) -> float | None:
+    """JSON knows no NaN (the reward of a prompt without a known answer) and no infinity: null."""
+    return value if math.isfinite(value) else None

@@ -62,10 +62,9 @@ def log_samples(trackers: list[Any], outcome: Outcome, checked: Checked, *, step
 def _row(i: int, outcome: Outcome, tokenizer: PreTrainedTokenizerBase, step: int) -> list[Any]:
     rollout, table = outcome.rollouts[i], outcome.table
     weights = outcome.weights[0][table.rollout_C == i].tolist()
-    prompt = [t for t, own in zip(rollout.token_ids, rollout.trained, strict=True) if not own]
     tokens = (tokenizer.decode([token]) for token in rollout.completion)
     weighed = "".join(f"{token}⟨{weight:.2g}⟩" for token, weight in zip(tokens, weights, strict=True))
-    return [step, tokenizer.decode(prompt), weighed, float(table.reward_B[i]), rollout.finish]
+    return [step, tokenizer.decode(rollout.prompt), weighed, float(table.reward_B[i]), rollout.finish]
 
 
 def _to_tensorboard(tracker: Any, rows: Rows, step: int) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from opd.distributed import Ranks
-from opd.errors import EngineError
+from opd.errors import EngineError, reason_of
 from opd.models import as_stored, load_config
 from opd.rollout.engine import Completion, Request, RolloutEngine, Sampling, Weights
 from opd.rollout.settings import RolloutSettings
@@ -67,9 +67,8 @@ class VLLMEngine(RolloutEngine):
                 **_device_settings(settings, max_tokens),
             )
         except Exception as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise EngineError(
-                f"vLLM can't start ({reason}); try rollout.type=transformers, or run `opd doctor`"
+                f"vLLM can't start ({reason_of(error)}); try rollout.type=transformers, or run `opd doctor`"
             ) from error
         self._rest()
 

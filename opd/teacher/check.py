@@ -7,7 +7,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from opd.batch import Prompt, Rollout
 from opd.distributed import Ranks
-from opd.errors import ModelError
+from opd.errors import ModelError, reason_of
 from opd.head.pay import DensePay
 from opd.head.settings import HeadSettings
 from opd.head.weights import HiddenStates
@@ -79,8 +79,7 @@ def share_checked(model: PreTrainedModel, prompts: list[Prompt], layout: Layout,
         try:
             got_CH = trained_states(backbone(model), piece)[0]
         except AssertionError as error:  # DeepSpeed's, of shapes and positions, on every rank
-            reason = str(error).strip().splitlines()[0]
-            raise ModelError(f"{name!r}: {reason}; set sequence_parallel_size to 1") from None
+            raise ModelError(f"{name!r}: {reason_of(error)}; set sequence_parallel_size to 1") from None
     error = float((got_CH - expected_CH).abs().sum() / expected_CH.abs().sum().clamp_min(1e-12))
     if not ranks.agree(error < (0.1 if model.dtype == torch.bfloat16 else 1e-3)):
         raise ModelError(

@@ -61,7 +61,7 @@ def place_head(recipe: Recipe, student: Any, teacher: Any, ranks: int) -> Placem
         return Placement(ranks if wish == "by_vocabulary" else 1, vocabulary, "as the recipe says")
     if obstacle:
         return Placement(1, vocabulary, obstacle[0])
-    shape = _shape(recipe, student, teacher, ranks)
+    shape = head_shape(recipe, student, teacher, ranks)
     wins = rank_bytes(shape) - rank_bytes(shape, ranks)
     at = f"at {shape.rows} trained tokens a micro-batch (token_budget {recipe.token_budget})"
     if wins >= WORTH_BYTES:
@@ -81,8 +81,8 @@ def _obstacle(recipe: Recipe, teacher: Any, ranks: int) -> tuple[str, str] | Non
     return None
 
 
-def _shape(recipe: Recipe, student: Any, teacher: Any, ranks: int) -> HeadShape:
-    """The head's work in the largest micro-batch of a rank."""
+def head_shape(recipe: Recipe, student: Any, teacher: Any, ranks: int) -> HeadShape:
+    """The head's work in the largest micro-batch of a rank. student, teacher: the models' configurations."""
     pieces = recipe.sequence_parallel_size
     rollouts = -(-recipe.prompts_per_step * recipe.rollout.samples_per_prompt // (ranks // pieces))
     return HeadShape(

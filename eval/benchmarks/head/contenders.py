@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from eval.benchmarks.head.cases import BETAS, Inputs
+from opd.errors import reason_of
 from opd.head.loss import head_loss
 from opd.head.pay import DensePay
 from opd.head.settings import HeadSettings
@@ -51,7 +52,7 @@ class Contender:
             with warnings.catch_warnings(action="ignore"):
                 importlib.import_module(self.needs)
         except Exception as error:  # whatever a peer's import meets, the others can go on
-            return f"{self.needs}: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+            return f"{self.needs}: {reason_of(error)}"
         return None
 
 

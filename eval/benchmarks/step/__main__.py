@@ -22,9 +22,6 @@ from eval.benchmarks.step.results import DROPPED
 from eval.benchmarks.step.setting import PEERS, Setting, arms_of, in_our_order, write_questions, write_recipe
 from opd.errors import OpdError
 
-MODEL = Path("~/.cache/opd-models/smollm2-135m")
-DATA = Path(__file__).resolve().parents[4] / "shared" / "data" / "gsm8k_train.jsonl"
-
 
 def main(words: list[str] | None = None) -> None:
     """Measure, write, print the tables; what a user can mend is one line."""
@@ -41,8 +38,8 @@ def main(words: list[str] | None = None) -> None:
 def arguments() -> argparse.ArgumentParser:
     """What can be asked for; lists are separated by commas, peers by semicolons."""
     parser = argparse.ArgumentParser("python -m eval.benchmarks.step", description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path, default=MODEL, help="folder of student and teacher")
-    parser.add_argument("--data", type=Path, default=DATA, help="JSONL with a `question` a line")
+    parser.add_argument("--model", type=Path, required=True, help="folder of student and teacher")
+    parser.add_argument("--data", type=Path, required=True, help="JSONL with a `question` a line")
     parser.add_argument("--steps", type=_steps, default=12, help=f"of a whole run; the first {DROPPED} are dropped")
     parser.add_argument("--rounds", type=int, default=1, help="runs of ours and of each peer, alternating")
     parser.add_argument("--peers", type=_peers, default="trl; trl, 2 rows", help="; ".join(PEERS))
