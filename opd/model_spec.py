@@ -18,4 +18,4 @@ class ModelSettings(Record):
     revision: str | None = None
     """Commit, tag or branch on the hub; pin it for results that you publish."""
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
-    """Kernel; auto: flash_attention_2 where it can be, else sdpa or eager. Flash packs the student's rollouts in a row."""
+    """Kernel; auto: flash_attention_2 where it can be, else sdpa or eager. Flash packs rollouts in one row."""
