@@ -103,8 +103,7 @@ class Host:
 
 def host_of(engine: EngineName, precision: Precision, kv_cache_mib: int | None) -> Host:
     """A host that evaluates and does nothing else; EngineError for what would have no effect, or is not here."""
-    alone = {"gpu_memory_share": 0.85, "sleep": False}
-    rollout = RolloutSettings(type=engine, kv_cache_mib=kv_cache_mib or 1024, **alone)
+    rollout = RolloutSettings(type=engine, kv_cache_mib=kv_cache_mib or 1024).alone
     if kv_cache_mib is not None and (engine_type(rollout) == "transformers" or torch.cuda.is_available()):
         raise EngineError("--kv-cache-mib belongs to vllm on a CPU and has no effect here; leave it out")
     if engine_type(rollout) == "vllm" and not importlib.util.find_spec("vllm"):
@@ -187,7 +186,7 @@ def _sample(model: str, studies: list[Study], host: Host, clock: Clock) -> None:
         engine = start_engine(
             model,
             host.rollout,
-            Ranks(),
+            Ranks(host.device),
             dtype=DTYPES[host.precision],
             max_tokens=max(study.asked.longest for study in studies),
             stop=stop_tokens(studies[0].tokenizer, model),

@@ -104,8 +104,8 @@ def doctor(
         typer.echo(line)
     typer.echo(checked.teacher_head.words)
     typer.echo(f"attention by {checked.recipe.student.attention}, the teacher's by {checked.recipe.teacher.attention}")
-    if checked.warning:
-        typer.echo(checked.warning)
+    for line in checked.warnings:
+        typer.echo(line)
     for line in needed(checked.recipe, ranks=world_size(), zero_stage=zero_stage()):
         typer.echo(line)
     typer.echo(f"{len(prompts.prompts)} prompts ({prompts.too_long} too long, {prompts.duplicates} duplicates dropped)")

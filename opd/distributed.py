@@ -118,6 +118,8 @@ class Trainer:
             if parameter.requires_grad:
                 parameter.register_hook(self._watch)
         self.engine, _ = accelerator.prepare(student, optimizer)
+        if self.zero_stage == 0:  # in bf16 DeepSpeed's start-up steps once, and Adam's bias corrections would run ahead
+            optimizer.state.clear()
         self.ranks = Ranks(accelerator.device)
         if self.ranks.count == 1 and _adds_up_by_itself(self.engine.optimizer):
             self.engine.enable_backward_allreduce = False  # it would copy the whole gradient twice for nothing

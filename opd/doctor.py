@@ -8,7 +8,7 @@ import math
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -37,6 +37,7 @@ from opd.prompts import PromptSet, load_prompts
 from opd.rollout.check import check_engine, check_experts, check_sleep, check_tensor_parallel
 from opd.rollout.engine import RolloutEngine
 from opd.rollout.files import read_rollouts, recorded_temperature, step_file
+from opd.schedules import warmup_warning
 from opd.stop import StopTokens, stops_of
 from opd.teacher.check import check_tokenizers, check_vocabularies
 from opd.teacher.placement import Placement, check_weights, place_head
@@ -54,6 +55,8 @@ class Evaluation(Protocol):
         """{score, stderr, n, …} of the weights that the engine holds; every graded answer is written into `to`."""
 
 
+PROBE_TOKENS = 256
+"""A prompt of the checks before step 1 is cut off here."""
 MakeEvaluation = Callable[[EvaluateSettings, PreTrainedTokenizerBase, PromptSettings | None], Evaluation]
 """settings, the model's tokenizer, and the recipe's prompts, whose system message and template settings it shares."""
 
@@ -71,12 +74,15 @@ class Checked:
     evaluation: Evaluation | None
     teacher_evaluation: Evaluation | None
     teacher_head: Placement
-    warning: str | None = None
+    warnings: tuple[str, ...] = ()
 
     @property
     def probes(self) -> list[Prompt]:
-        """A few prompts, on which it is checked before step 1 that models are read as they are."""
-        return self.prompts.prompts[:4]
+        """Beginnings of a few prompts, on which it is checked before step 1 that models are read as they are.
+
+        Their whole logits are made.
+        """
+        return [replace(prompt, token_ids=prompt.token_ids[:PROBE_TOKENS]) for prompt in self.prompts.prompts[:4]]
 
 
 def check(recipe: Recipe, make_evaluation: MakeEvaluation) -> Checked:
@@ -102,6 +108,7 @@ def check(recipe: Recipe, make_evaluation: MakeEvaluation) -> Checked:
     if recipe.hub is not None and is_main_process():
         check_access(recipe.hub)
     width, adapted = text_config(configs[0]).hidden_size, recipe.student.lora is not None
+    warned = rate_warning(recipe.optimizer.lr, width, adapted=adapted), warmup_warning(recipe)
     return Checked(
         recipe,
         tokenizer,
@@ -111,7 +118,7 @@ def check(recipe: Recipe, make_evaluation: MakeEvaluation) -> Checked:
         evaluation=evaluations[0],
         teacher_evaluation=evaluations[1],
         teacher_head=teacher_head,
-        warning=rate_warning(recipe.optimizer.lr, width, adapted=adapted),
+        warnings=tuple(filter(None, warned)),
     )
 
 

@@ -24,7 +24,7 @@ def evaluate_teacher(checked: Checked, folder: RunFolder, ranks: Ranks, clock: C
     if not settings or not settings.teacher or ranks.from_main("teacher" in folder.scores().get(settings.task, {})):
         return
     with clock("evaluate"):
-        engine = engine_for(checked, ranks, teacher, checked.stop.teacher)
+        engine = engine_for(checked, ranks, teacher, checked.stop.teacher, checked.recipe.rollout.alone)
         score = checked.teacher_evaluation(
             engine, who="teacher", to=folder.answers("teacher") if ranks.is_main else None
         )

@@ -43,7 +43,7 @@ METRICS: dict[str, tuple[str, str]] = {
     "length": ("tokens", "mean trained tokens of a rollout"),
     "truncated": ("share", "rollouts cut off at rollout.max_new_tokens"),
     "failed": ("share", "rollouts that ended in an engine error"),
-    "repetitive": ("share", "rollouts whose text zlib shrinks more than tenfold: loops"),
+    "repetitive": ("share", "rollouts that train whose text zlib shrinks more than tenfold: loops"),
     "stop_density": ("share", "trained tokens that end a turn"),
     "student_stop_mass": ("probability", "of ending the turn, by the student, mean over all trained tokens"),
     "teacher_stop_mass": ("probability", "the same by the teacher"),
@@ -134,7 +134,7 @@ def token_metrics(table: TokenTable, weights: list[Tensor], *, cuts: tuple[float
         h_C, d_C = scaled_entropy(table["student_entropy"]), min_max(table["reverse_kl"])
         metrics |= quadrants(h_C, d_C, cuts=cuts)
         if len(table):
-            at_medians = quadrants(h_C, d_C, cuts=(float(h_C.quantile(0.5)), float(d_C.quantile(0.5))))
+            at_medians = quadrants(h_C, d_C, cuts=(_quantile(h_C, 0.5), _quantile(d_C, 0.5)))
             metrics["Q1_at_medians"] = at_medians["Q1"]
     return metrics
 

@@ -20,6 +20,7 @@ from opd.packing import Layout
 from opd.prompts import completion_text
 from opd.rewards import grade
 from opd.rollout.engine import RolloutEngine
+from opd.rollout.settings import RolloutSettings
 from opd.rollout.source import Source, live, recorded
 from opd.rollout.start import start_engine
 from opd.run import RunFolder
@@ -61,11 +62,13 @@ def layout_of(recipe: Recipe) -> Layout:
 def load_models(checked: Checked, ranks: Ranks, *, samples: bool) -> Models:
     """Engine (where something is sampled), teacher and student, each read as its own forward says."""
     recipe = checked.recipe
-    engine = engine_for(checked, ranks, recipe.student, checked.stop.ends_rollouts) if samples else None
+    engine = engine_for(checked, ranks, recipe.student, checked.stop.ends_rollouts, recipe.rollout) if samples else None
     return Models(engine, load_teacher(checked, ranks), load_student(checked, ranks))
 
 
-def engine_for(checked: Checked, ranks: Ranks, spec: ModelSettings, stop: list[int]) -> RolloutEngine:
+def engine_for(
+    checked: Checked, ranks: Ranks, spec: ModelSettings, stop: list[int], settings: RolloutSettings
+) -> RolloutEngine:
     """A rollout engine that holds the student or the teacher, and has room for prompts, rollouts and evaluations."""
     recipe = checked.recipe
     evaluations = filter(None, (checked.evaluation, checked.teacher_evaluation))
@@ -73,7 +76,7 @@ def engine_for(checked: Checked, ranks: Ranks, spec: ModelSettings, stop: list[i
     longest = max([recipe.prompts.max_tokens + recipe.rollout.max_new_tokens, *held_out])
     return start_engine(
         spec.model,
-        recipe.rollout,
+        settings,
         ranks,
         dtype=DTYPES[recipe.precision],
         max_tokens=longest,

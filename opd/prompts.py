@@ -176,11 +176,20 @@ def _cell(row: dict[str, Any], column: str, number: int, settings: PromptSetting
     if isinstance(value, str) and value.strip():
         return value
     if isinstance(value, list) and value and all(isinstance(m, dict) and "content" in m for m in value):
+        _check_roles([message.get("role") for message in value], column, number, settings)
         return value
     raise DataError(
         f"{_name(settings)}, row {number}: column {column!r} holds {short(value)}; "
         "a question is text, or a list of chat messages"
     )
+
+
+def _check_roles(roles: list[str | None], column: str, number: int, settings: PromptSettings) -> None:
+    where = f"{_name(settings)}, row {number}: the messages of column {column!r}"
+    if roles[-1] != "user":
+        raise DataError(f"{where} end with {roles[-1]!r}, and the student answers a user; leave the answer out")
+    if settings.system is not None and "system" in roles:
+        raise DataError(f"{where} hold a system message, and prompts.system gives another; remove one of them")
 
 
 def _extra(row: dict[str, Any], number: int, settings: PromptSettings) -> dict[str, Any]:

@@ -82,15 +82,9 @@ class RunFolder:
         write_atomic(self.path / "recipe.yaml", dump_recipe(named))
 
     def refuse_another(self, recipe: Recipe) -> None:
-        """RunError if the recipe would compute something else than the stored one: see CHANGEABLE.
-
-        `attention: auto` is taken for the stored kernel until it is settled.
-        """
-        before, after = load_recipe(self.path / "recipe.yaml").model_dump(), recipe.model_dump()
-        for model in ("student", "teacher"):
-            if "auto" in (before[model]["attention"], after[model]["attention"]):
-                after[model]["attention"] = before[model]["attention"]
-        if changed := [d for d in differences(before, after) if not d.startswith(CHANGEABLE)]:
+        """RunError if the recipe would compute something else than the stored one: see CHANGEABLE."""
+        before = load_recipe(self.path / "recipe.yaml")
+        if changed := [d for d in recipe_differences(before, recipe) if not d.startswith(CHANGEABLE)]:
             raise RunError(
                 f"--resume continues the same recipe, and this one differs: {'; '.join(changed)}; "
                 "undo that, or start a new run"
@@ -214,6 +208,15 @@ def differences(before: Any, after: Any, where: str = "") -> list[str]:
             d for i, (b, a) in enumerate(zip(before, after, strict=True)) for d in differences(b, a, f"{where}.{i}")
         ]
     return [] if before == after else [f"{where}: {before!r} → {after!r}"]
+
+
+def recipe_differences(before: Recipe, after: Recipe) -> list[str]:
+    """`differences` of two recipes; an `attention: auto` is taken for the kernel of the other one."""
+    old, new = before.model_dump(), after.model_dump()
+    for model in ("student", "teacher"):
+        if "auto" in (old[model]["attention"], new[model]["attention"]):
+            new[model]["attention"] = old[model]["attention"]
+    return differences(old, new)
 
 
 def environment(*peers: str) -> dict[str, Any]:

@@ -46,6 +46,18 @@ def learning_rate(optimizer: OptimizerSettings, step: int, steps: int) -> float:
     return optimizer.lr * schedule.lr_lambdas[0](at)
 
 
+def warmup_warning(recipe: Recipe) -> str | None:
+    """A line for the user where the run ends before its warm-up does."""
+    warmup, steps = recipe.optimizer.warmup, recipe.steps
+    if warmup <= steps:
+        return None
+    reached = f"{learning_rate(recipe.optimizer, steps - 1, steps):.2g}"
+    return (
+        f"warning: optimizer.warmup {warmup} is longer than the run of {steps} steps, which ends at a rate of "
+        f"{reached} instead of optimizer.lr {recipe.optimizer.lr:g}; lower it"
+    )
+
+
 def _resolved(value: Any, progress: float) -> Any:
     if isinstance(value, Ramp):
         return value.at(progress)

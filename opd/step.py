@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from opd import schedules
-from opd.batch import Batch, Rollout, TokenTable, token_table
+from opd.batch import REFERENCE, Batch, Rollout, TokenTable, token_table
 from opd.config import Recipe
 from opd.distributed import Ranks, Trainer
 from opd.head.pay import retained_rows

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from opd import checkpoint, distributed, schedules
-from opd.batch import Rollout
+from opd.batch import REFERENCE, Rollout
 from opd.config import Recipe
 from opd.doctor import Checked
 from opd.errors import RunError, TrainingError
@@ -126,7 +126,7 @@ def announce(checked: Checked, ranks: int, zero_stage: int) -> None:
     lines = [f"rollouts by {engine_type(recipe.rollout)}"] if recipe.rollout.type == "auto" else []
     lines += [checked.teacher_head.words] if recipe.teacher.head == "auto" else []
     lines += [f"attention by {recipe.student.attention}, the teacher's by {recipe.teacher.attention}"]
-    lines += [checked.warning] if checked.warning else []
+    lines += checked.warnings
     print(*lines, *needed(recipe, ranks=ranks, zero_stage=zero_stage), sep="\n", flush=True)
 
 

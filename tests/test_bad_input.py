@@ -461,6 +461,13 @@ def test_a_gpus_setting_is_refused_where_there_is_none(command, override, recipe
 
 
 @BOTH
+def test_a_cpus_cache_is_refused_where_there_is_a_gpu(command, recipe, refused, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    recipe["rollout"]["type"] = "vllm"
+    contains(refused(command, write(recipe), "rollout.kv_cache_mib=512"), "kv_cache_mib", "gpu_memory_share", "remove")
+
+
+@BOTH
 def test_a_sleep_that_would_lose_a_table_is_refused(command, recipe, refused, toy, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     recipe["student"]["model"] = str(configured(toy, alibi=True))
@@ -472,6 +479,12 @@ def test_a_sleep_that_would_lose_a_table_is_refused(command, recipe, refused, to
 def test_the_doctor_says_a_rate_that_is_low_for_adapters(lr: float, said: bool, recipe, ended):
     code, out, _ = ended("doctor", write(recipe), "student.lora={}", f"optimizer.lr={lr}")
     assert code == 0 and (f"warning: optimizer.lr {lr:g} is low for adapters" in out) is said
+
+
+@pytest.mark.parametrize(("warmup", "said"), [(40, False), (41, True)])
+def test_the_doctor_says_a_warm_up_that_outlasts_the_run(warmup: int, said: bool, recipe, ended):
+    code, out, _ = ended("doctor", write(recipe), "steps=40", f"optimizer.warmup={warmup}")
+    assert code == 0 and (f"warning: optimizer.warmup {warmup} is longer than the run of 40 steps" in out) is said
 
 
 @BOTH

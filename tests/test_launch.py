@@ -51,12 +51,14 @@ def test_a_batch_job_launches_its_file_on_each_machine_and_resumes(path: Path, k
     assert f"#SBATCH --nodes={nodes}\n" in path.read_text()
     stand_in(tmp_path, "accelerate", 'echo "$@"')
     stand_in(tmp_path, "scontrol", "printf 'node-a\\nnode-b\\n'")
-    stand_in(tmp_path, "srun", 'for i in 0 1; do SLURM_PROCID=$i "$@"; done')
+    options = 'while [[ $1 == --* ]]; do echo "srun $1" >&2; shift; done'
+    stand_in(tmp_path, "srun", options + '; for i in 0 1; do SLURM_PROCID=$i "$@"; done')
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
     (tmp_path / ".venv" / "bin" / "activate").write_text("")
     if killed_before:
         (tmp_path / "runs" / "opd-7").mkdir(parents=True)
     slurm = {"SLURM_JOB_NAME": "opd", "SLURM_JOB_ID": "7", "SLURM_NNODES": "2", "SLURM_GPUS_ON_NODE": "8"}
+    slurm |= {"SLURM_CPUS_PER_TASK": "64"}
     slurm |= {"SLURM_RESTART_COUNT": "1"} if killed_before else {}
     done = subprocess.run(
         ["bash", str(path), "r.yaml", "steps=3", "loss.0.select={type: random, keep: 0.5}"],
@@ -68,6 +70,7 @@ def test_a_batch_job_launches_its_file_on_each_machine_and_resumes(path: Path, k
     )
     lines = done.stdout.splitlines()
     assert len(lines) == nodes
+    assert nodes == 1 or done.stderr == "srun --kill-on-bad-exit=1\nsrun --cpus-per-task=64\n"
     resume = " --resume" if killed_before else ""
     for rank, line in enumerate(lines):
         words = "-m opd train r.yaml steps=3 loss.0.select={type: random, keep: 0.5} name=opd-7"

@@ -55,6 +55,19 @@ def test_chat_messages_keep_their_roles_and_the_last_takes_the_instruction(token
     assert messages[1]["content"] == "2", "the data is left as it was"
 
 
+@pytest.mark.parametrize(
+    ("roles", "system", "said"),
+    [
+        (["user", "assistant"], None, "row 1: the messages of column 'question' end with 'assistant'"),
+        (["system", "user"], "be brief", "hold a system message, and prompts.system gives another"),
+    ],
+)
+def test_messages_that_are_no_prompt_are_named(roles, system, said, tokenizer, data):
+    path = data({"question": [{"role": role, "content": "1"} for role in roles]})
+    with pytest.raises(DataError, match=said):
+        load_prompts(PromptSettings(path=path, system=system), tokenizer)
+
+
 def test_other_columns_travel_with_the_prompt(tokenizer, data):
     path = data({"question": "1+2", "solution": 3, "domain": "sums"})
     (prompt,) = load_prompts(PromptSettings(path=path, answer="solution"), tokenizer).prompts

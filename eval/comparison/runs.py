@@ -21,8 +21,8 @@ from eval.comparison.arms import Arm
 from eval.results import read_result
 from opd.config import Recipe
 from opd.errors import RecipeError, RunError, TrainingError
-from opd.recipe_text import load_recipe
-from opd.run import differences
+from opd.recipe_text import load_recipe, parse_recipe
+from opd.run import recipe_differences
 
 THREADS = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
 QUIET = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "DS_ACCELERATOR": "cpu"}
@@ -43,8 +43,8 @@ class Job:
         """Whether it is finished; RunError where another recipe made it."""
         if not (self.folder / "summary.json").is_file():
             return False
-        made = json.loads((self.folder / "summary.json").read_text())["recipe"]
-        if changed := differences(made, self.recipe.model_dump(mode="json")):
+        made = parse_recipe(json.loads((self.folder / "summary.json").read_text())["recipe"])
+        if changed := recipe_differences(made, self.recipe):
             raise RunError(
                 f"{self.folder} was made by another recipe ({'; '.join(changed)}); remove it or change --runs"
             )

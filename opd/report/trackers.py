@@ -7,7 +7,6 @@ called and where it lies in `start_settings`, and how it takes a table in TABLES
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -26,15 +25,23 @@ def start_trackers(accelerator: Any, recipe: Recipe, folder: RunFolder) -> None:
     """Start the recipe's trackers, each with a run of the folder's name, and hand them every leaf of the recipe."""
     if recipe.metrics.trackers:
         config = leaves(recipe.model_dump(mode="json"))
-        accelerator.init_trackers("opd", config=config, init_kwargs=start_settings(folder.path))
+        accelerator.init_trackers("opd", config=config, init_kwargs=start_settings(folder))
 
 
-def start_settings(folder: Path) -> dict[str, dict[str, Any]]:
-    """What each tracker is started with: the run's name, and its own folder where it takes one."""
+def start_settings(folder: RunFolder) -> dict[str, dict[str, Any]]:
+    """What each tracker is started with: the run's name, its own folder where it takes one, and what it goes on from.
+
+    A resumed run goes on in its run at W&B, and TensorBoard forgets the steps after the checkpoint.
+    """
+    path, name = folder.path, folder.path.name
+    earlier = sorted((path / "wandb").glob("*run-*-*"))
+    steps = [int(checkpoint.name.removeprefix("step-")) for checkpoint in folder.checkpoints.glob("step-*")]
     return {
-        "wandb": {"name": folder.name, "dir": str(folder)},
-        "trackio": {"name": folder.name},
-        "mlflow": {"run_name": folder.name},
+        "tensorboard": {"purge_step": max(steps) + 1} if steps else {},
+        "wandb": {"name": name, "dir": str(path)}
+        | ({"id": earlier[-1].name.rpartition("-")[2], "resume": "allow"} if earlier else {}),
+        "trackio": {"name": name},
+        "mlflow": {"run_name": name},
     }
 
 

@@ -20,6 +20,10 @@ def check_engine(settings: RolloutSettings) -> None:
         raise EngineError(f"only vllm reads {_names(given)}, and transformers samples here; remove it")
     if not torch.cuda.is_available() and (given := settings.for_gpu):
         raise EngineError(f"only vllm on a GPU reads {_names(given)}, and this machine has none; remove it")
+    if torch.cuda.is_available() and (given := settings.for_cpu):
+        raise EngineError(
+            f"only vllm on a CPU reads {_names(given)}, and on a GPU rollout.gpu_memory_share counts; remove it"
+        )
     if engine_type(settings) == "vllm" and not importlib.util.find_spec("vllm"):
         raise EngineError(
             "rollout.type is vllm, and vllm is not installed; pip install -e '.[cpu]' or '.[gpu]', "

@@ -53,14 +53,24 @@ class RolloutSettings(Record):
         return self
 
     @property
+    def alone(self) -> RolloutSettings:
+        """The same for an engine that has its GPU for itself: most of it, and no sleep."""
+        return self.model_copy(update={"gpu_memory_share": 0.85, "sleep": False, "sleep_level": 1})
+
+    @property
     def for_gpu(self) -> list[str]:
         """The settings that were changed and that only vLLM on a GPU reads."""
         return self._changed("gpu_memory_share", "sleep", "sleep_level")
 
     @property
+    def for_cpu(self) -> list[str]:
+        """The settings that were changed and that only vLLM on a CPU reads."""
+        return self._changed("kv_cache_mib")
+
+    @property
     def for_vllm(self) -> list[str]:
         """The settings that were changed and that only vLLM reads."""
-        return self._changed("kv_cache_mib", "tensor_parallel") + self.for_gpu
+        return self._changed("tensor_parallel") + self.for_cpu + self.for_gpu
 
     def _changed(self, *names: str) -> list[str]:
         fields = type(self).model_fields

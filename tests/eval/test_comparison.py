@@ -41,8 +41,10 @@ class FakeOpd:
         gain = 0.1 + zlib.crc32(name.encode()) % 1000 / 10_000
         start = {"score": 0.7, "stderr": 0.02, "n": 400, "fixed_text": {"reverse_kl": 0.3}}
         end = {"score": 0.7 + gain, "stderr": 0.02, "n": 400, "fixed_text": {"reverse_kl": 0.3 - gain}}
+        settled = recipe.model_dump(mode="json")
+        settled["student"]["attention"] = settled["teacher"]["attention"] = "sdpa"
         summary = {
-            "recipe": recipe.model_dump(mode="json"),
+            "recipe": settled,
             "wall_seconds": 30.0,
             "commit": "abc",
             "machine": "a machine",

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from opd.report.trackers import COLUMNS, TABLES, leaves, start_trackers
+from opd.report.trackers import COLUMNS, TABLES, leaves, start_settings, start_trackers
 from opd.run import RunFolder
 from opd.train import one_step
 from tests import cases
@@ -71,6 +71,17 @@ def test_wandb_holds_the_recipe_metrics_and_a_table(tracked):
     (table,) = run.rglob("*.table.json")
     found = json.loads(table.read_text())
     assert found["columns"] == COLUMNS and len(found["data"]) == 2 and "⟨" in found["data"][0][2]
+
+
+def test_a_resumed_run_goes_on_where_its_trackers_were(tmp_path):
+    folder = RunFolder(tmp_path / "mine")
+    new = start_settings(folder)
+    assert new["tensorboard"] == {} and "id" not in new["wandb"]
+    for name in ("checkpoints/step-000004", "checkpoints/step-000008", "wandb/offline-run-20260102_101112-a1b2c3d4"):
+        (folder.path / name).mkdir(parents=True)
+    resumed = start_settings(folder)
+    assert resumed["tensorboard"] == {"purge_step": 9}
+    assert resumed["wandb"] == new["wandb"] | {"id": "a1b2c3d4", "resume": "allow"}
 
 
 @needs("trackio")
