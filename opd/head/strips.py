@@ -16,7 +16,7 @@ from torch import Tensor
 from opd.head.cost import BLOCKS_A_STRIP, strip_columns, strip_elements
 from opd.head.settings import LEAST, HeadSettings
 from opd.head.shard import VocabShard
-from opd.head.weights import HiddenStates, working_dtype
+from opd.head.weights import HeadWeights, HiddenStates, working_dtype
 
 
 @dataclass(frozen=True)
