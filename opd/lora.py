@@ -42,8 +42,6 @@ class LoraSettings(Record):
     """B A is multiplied by alpha / rank."""
     targets: list[str] = Field(default_factory=lambda: [ALL_LINEAR], min_length=1)
     """Layers by name or its end (q_proj); all-linear is every linear layer below the head, lm_head the head."""
-    dropout: float = Field(default=0.0, ge=0, le=0)
-    """Stays 0: scores and gradients would be those of two models."""
     merge: bool = False
     """Export the merged model too, as a plain folder `merged/` in the adapter's."""
 

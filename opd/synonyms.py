@@ -48,6 +48,7 @@ NOT_HERE = {
         "ppo_mini_batch_size",
         "ppo_micro_batch_size_per_gpu",
     ),
+    "adapters drop nothing out: scores and gradients would be those of two models": ("lora_dropout", "dropout"),
     "rollouts are samples of the student's whole distribution: no top-p, top-k or min-p": ("top_p", "top_k", "min_p"),
 }
 """What to say of what this one has in another way, or leaves out."""
