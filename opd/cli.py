@@ -84,7 +84,7 @@ def doctor(
     from opd.distributed import is_main_process, world_size, zero_stage
     from opd.doctor import check
     from opd.errors import RecipeError
-    from opd.memory import needed
+    from opd.memory import memory_lines
     from opd.recipe_text import load_recipe
     from opd.rollout.start import engine_type
 
@@ -106,7 +106,7 @@ def doctor(
     typer.echo(f"attention by {checked.recipe.student.attention}, the teacher's by {checked.recipe.teacher.attention}")
     for line in checked.warnings:
         typer.echo(line)
-    for line in needed(checked.recipe, ranks=world_size(), zero_stage=zero_stage()):
+    for line in memory_lines(checked.recipe, ranks=world_size(), zero_stage=zero_stage()):
         typer.echo(line)
     typer.echo(f"{len(prompts.prompts)} prompts ({prompts.too_long} too long, {prompts.duplicates} duplicates dropped)")
     typer.echo(f"rollouts by {engine_type(checked.recipe.rollout)}; all is well")

@@ -103,7 +103,7 @@ def _engine(recipe: Recipe, weights: int) -> dict[str, int]:
     )
 
 
-def needed(recipe: Recipe, *, ranks: int, zero_stage: int) -> list[str]:
+def memory_lines(recipe: Recipe, *, ranks: int, zero_stage: int) -> list[str]:
     """What trains, and what a rank holds, a line each for the user."""
     sizes = sizes_of(recipe)
     held = bytes_of(recipe, sizes, ranks=ranks, zero_stage=zero_stage)

@@ -62,7 +62,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class StepResult:
     """What a step leaves behind: metrics, the rollouts that trained, their table and each term's weights."""
 
     metrics: Metrics
@@ -90,7 +90,7 @@ class Work:
     needs: frozenset[str]
 
 
-def step(run: Run, recipe: Recipe, rollouts: list[Rollout], index: int) -> Outcome:
+def step(run: Run, recipe: Recipe, rollouts: list[Rollout], index: int) -> StepResult:
     """Train on the step's rollouts (the same list on every rank), and update the weights once.
 
     recipe: as `schedules.at` gives it for this step, every scheduled value a number.
@@ -117,7 +117,7 @@ def step(run: Run, recipe: Recipe, rollouts: list[Rollout], index: int) -> Outco
         "skipped": float(update.skipped),
         "rollouts_kept": training_share(table, weights, of=len(rollouts)),
     }
-    return Outcome(metrics, work.rollouts, table, weights, update.skipped)
+    return StepResult(metrics, work.rollouts, table, weights, update.skipped)
 
 
 def prepare(run: Run, recipe: Recipe, rollouts: list[Rollout], index: int) -> Work:
@@ -139,7 +139,7 @@ def prepare(run: Run, recipe: Recipe, rollouts: list[Rollout], index: int) -> Wo
         table=table,
         batches=micro_batches(run, rollouts),
         settings=head_settings(recipe, run.stop),
-        needs=needed(recipe, index),
+        needs=needed_statistics(recipe, index),
     )
 
 
@@ -198,7 +198,7 @@ def rows_of(table: TokenTable, batch: Batch) -> Tensor:
     return torch.isin(table.rollout_C, torch.tensor(batch.rollouts, dtype=torch.long)).nonzero().squeeze(-1)
 
 
-def needed(recipe: Recipe, index: int) -> frozenset[str]:
+def needed_statistics(recipe: Recipe, index: int) -> frozenset[str]:
     """The statistics of this step: what selectors and objectives need; all there are every so many steps and last.
 
     Where the teacher's head is multiplied anyway, what the objectives sum comes with it: the loss then takes one sweep.

@@ -17,7 +17,7 @@ from opd.doctor import Checked
 from opd.errors import RunError, TrainingError
 from opd.evaluation import evaluate_student, evaluate_teacher, export
 from opd.hub import push
-from opd.memory import needed
+from opd.memory import memory_lines
 from opd.metrics import Clock, objective_metrics, repetitive
 from opd.parts import (
     Parts,
@@ -39,7 +39,7 @@ from opd.report.trackers import log_samples, start_trackers
 from opd.rollout.files import write_rollouts
 from opd.rollout.start import engine_type
 from opd.run import RunFolder, environment, summary_of
-from opd.step import Outcome, Run, step
+from opd.step import Run, StepResult, step
 from opd.stop import STOP_ROLLOUTS, say_stops, stop_report
 from opd.teacher.check import check_self_distillation
 from opd.teacher.local import LocalTeacher
@@ -127,7 +127,7 @@ def announce(checked: Checked, ranks: int, zero_stage: int) -> None:
     lines += [checked.teacher_head.words] if recipe.teacher.head == "auto" else []
     lines += [f"attention by {recipe.student.attention}, the teacher's by {recipe.teacher.attention}"]
     lines += checked.warnings
-    print(*lines, *needed(recipe, ranks=ranks, zero_stage=zero_stage), sep="\n", flush=True)
+    print(*lines, *memory_lines(recipe, ranks=ranks, zero_stage=zero_stage), sep="\n", flush=True)
 
 
 def measure_stops(checked: Checked) -> list[str]:
@@ -154,7 +154,7 @@ def restore(parts: Parts) -> int:
     return steps
 
 
-def one_step(parts: Parts, index: int) -> Outcome:
+def one_step(parts: Parts, index: int) -> StepResult:
     """Rollouts, an optimizer step, and the new weights back to the engine; logged."""
     run, recipe = parts.run, schedules.at(parts.run.recipe, index)
     with run.clock("step"):
@@ -176,7 +176,7 @@ def sync(parts: Parts, version: int) -> None:
         parts.engine.load(parts.run.trainer.student.weights(), version)
 
 
-def log_step(parts: Parts, outcome: Outcome, index: int) -> None:
+def log_step(parts: Parts, outcome: StepResult, index: int) -> None:
     """metrics.jsonl, trackers, a sample of rollouts, and a warning if engine and trainer drift apart."""
     clock = parts.run.clock.take()
     texts = parts.checked.tokenizer.batch_decode([r.completion for r in outcome.rollouts], skip_special_tokens=True)

@@ -23,7 +23,7 @@ from opd.plan import TermPlan, chosen_loss, pays, plan, with_ratio_advantage
 from opd.recipe_text import parse_recipe
 from opd.seeds import generator_for
 from opd.selection.base import TokenSelector
-from opd.step import Outcome, Run, head_settings, step
+from opd.step import Run, StepResult, head_settings, step
 from opd.teacher.base import TeacherScores
 
 TILE = 1 << 20
@@ -232,7 +232,7 @@ class GivenLogits(Trainer):
     def update(self, lr: float) -> Update:
         return Update(skipped=False, grad_norm=0.0)
 
-    def step(self, recipe: Recipe, rollouts: list[Rollout]) -> Outcome:
+    def step(self, recipe: Recipe, rollouts: list[Rollout]) -> StepResult:
         """One step of `opd.step`; rewards are what the rollouts carry as `reward`."""
         grade = lambda rollout: rollout.extra["reward"]  # noqa: E731
         return step(Run(recipe, self, self, Ranks(), "rows", grade, Clock()), recipe, rollouts, 0)

@@ -20,7 +20,7 @@ from opd.model_spec import ModelSettings
 from opd.objectives import OBJECTIVES
 from opd.recipe_text import parse_recipe
 from opd.selection import SELECTORS
-from opd.step import Outcome, Run, step
+from opd.step import Run, StepResult, step
 from opd.student import Student
 from opd.teacher.local import LocalTeacher
 from opd.vocab_ranks import RankShard
@@ -279,7 +279,7 @@ def graded(rollout: Rollout) -> float:
     return math.sin(rollout.length)
 
 
-def taken(run: Run, rollouts: list[Rollout], index: int = 0) -> Outcome:
+def taken(run: Run, rollouts: list[Rollout], index: int = 0) -> StepResult:
     """One step of the run, at the values of that step."""
     return step(run, schedules.at(run.recipe, index), rollouts, index)
 

@@ -15,7 +15,7 @@ from opd.head import loss as head_loss
 from opd.lora import LoraSettings, adapters, attach, effective_weight, plain_parameters, rate_warning, targeted
 from opd.model_spec import ModelSettings
 from opd.parts import optimizer_for
-from opd.step import Outcome
+from opd.step import StepResult
 from opd.student import Student
 from opd.teacher.check import self_distillation_loss
 from opd.teacher.local import LocalTeacher
@@ -45,7 +45,7 @@ def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {f"{n}.{part}": getattr(a, part).grad for n, a in adapters(model).items() for part in ("lora_A", "lora_B")}
 
 
-def stepped(name: str, student: Student, **more) -> Outcome:
+def stepped(name: str, student: Student, **more) -> StepResult:
     return cases.taken(cases.run(cases.recipe(name, **more), trainer=cases.PlainTrainer(student)), cases.rollouts())
 
 

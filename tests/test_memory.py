@@ -9,7 +9,7 @@ import torch
 from opd.config import Recipe
 from opd.head.cost import HeadShape, loss_cost, rank_bytes
 from opd.lora import attach
-from opd.memory import bytes_of, needed, sizes_of
+from opd.memory import bytes_of, memory_lines, sizes_of
 from opd.models import load_model
 from opd.parts import optimizer_for
 from opd.recipe_text import parse_recipe
@@ -118,6 +118,6 @@ def test_on_a_gpu_vllm_sleeps_or_takes_its_share(toy, monkeypatch):
 
 def test_the_words_name_what_trains_and_what_is_held(toy, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    trains, holds = needed(recipe(toy, adapted=True), ranks=1, zero_stage=1)
+    trains, holds = memory_lines(recipe(toy, adapted=True), ranks=1, zero_stage=1)
     assert trains.startswith("trains ") and trains.endswith(" weights, in adapters beside 15 of its layers")
     assert holds.startswith("a rank holds about 0.1 GiB (student 0.00, ") and holds.endswith("), and activations")

@@ -20,7 +20,7 @@ from opd.plan import (
     with_ratio_advantage,
 )
 from opd.selection import SELECTORS
-from opd.step import needed
+from opd.step import needed_statistics
 from tests.build import Models, gradient, measured, random_states, random_table, recipe, taken, token_table
 from tests.oracle import assert_close
 
@@ -241,4 +241,4 @@ def test_a_step_measures_what_its_selectors_need(name):
     chosen = recipe(dense(select), advantage=advantage, metrics={"full_every": 4})
     asked = set(SELECTORS[name]().needs) - {"advantage", "reward"}
     watched = {"student_stop_mass", "teacher_stop_mass", "trainer_logprob", "reverse_kl"}  # the objective's own sums
-    assert asked <= needed(chosen, 1) <= asked | (watched if asked else set())
+    assert asked <= needed_statistics(chosen, 1) <= asked | (watched if asked else set())

@@ -55,11 +55,11 @@ def test_a_batch_scope_is_never_one_pass():
 
 def test_statistics_are_measured_only_when_needed():
     sparse = {"metrics": {"full_every": 4}}
-    assert step_module.needed(cases.recipe("all", **sparse), 1) == frozenset()
+    assert step_module.needed_statistics(cases.recipe("all", **sparse), 1) == frozenset()
     watched = {"student_stop_mass", "teacher_stop_mass", "trainer_logprob"}
     asked = {"student_entropy", "reverse_kl"}
-    assert step_module.needed(cases.recipe("soft_or_batch", **sparse), 1) == asked | watched
-    assert step_module.needed(cases.recipe("all", **sparse), 4) == step_module.MEASURED
+    assert step_module.needed_statistics(cases.recipe("soft_or_batch", **sparse), 1) == asked | watched
+    assert step_module.needed_statistics(cases.recipe("all", **sparse), 4) == step_module.MEASURED
 
 
 def test_each_selector_and_each_objective_stands_in_a_case():

@@ -11,10 +11,10 @@ from opd import schedules
 from opd.config import Recipe
 from opd.doctor import Checked
 from opd.rollout.files import step_file, write_rollouts
-from opd.step import Outcome
+from opd.step import StepResult
 
 
-def record_rollouts(folder: Path, index: int, outcome: Outcome, texts: list[str], checked: Checked) -> None:
+def record_rollouts(folder: Path, index: int, outcome: StepResult, texts: list[str], checked: Checked) -> None:
     """The step's first `metrics.rollouts` rollouts as JSONL; `rollout.path` of another recipe can read them again."""
     shown = outcome.rollouts[: checked.recipe.metrics.rollouts]
     if shown:
@@ -30,7 +30,7 @@ def _temperature(recipe: Recipe, index: int) -> dict[str, float]:
     return {} if recipe.rollout.path else {"temperature": schedules.at(recipe, index).rollout.temperature}
 
 
-def _more(i: int, text: str, outcome: Outcome, checked: Checked) -> dict:
+def _more(i: int, text: str, outcome: StepResult, checked: Checked) -> dict:
     table, rollout = outcome.table, outcome.rollouts[i]
     mine_C = table.rollout_C == i
     return {

@@ -15,7 +15,7 @@ from opd.config import Recipe
 from opd.doctor import Checked
 from opd.report.markdown import markdown
 from opd.run import RunFolder
-from opd.step import Outcome
+from opd.step import StepResult
 
 COLUMNS = ["step", "prompt", "completion, each token with its weight in the first term", "reward", "finish"]
 Rows = list[list[Any]]
@@ -57,7 +57,7 @@ def leaves(value: Any, where: str = "") -> dict[str, Any]:
     return {where: value if isinstance(value, (bool, int, float, str)) else "null" if value is None else str(value)}
 
 
-def log_samples(trackers: list[Any], outcome: Outcome, checked: Checked, *, step: int) -> None:
+def log_samples(trackers: list[Any], outcome: StepResult, checked: Checked, *, step: int) -> None:
     """A table of the step's first `metrics.rollouts` rollouts, each token with what it weighed."""
     if not trackers:
         return
@@ -66,7 +66,7 @@ def log_samples(trackers: list[Any], outcome: Outcome, checked: Checked, *, step
         TABLES[tracker.name](tracker, rows[: checked.recipe.metrics.rollouts], step)
 
 
-def _row(i: int, outcome: Outcome, tokenizer: PreTrainedTokenizerBase, step: int) -> list[Any]:
+def _row(i: int, outcome: StepResult, tokenizer: PreTrainedTokenizerBase, step: int) -> list[Any]:
     rollout, table = outcome.rollouts[i], outcome.table
     weights = outcome.weights[0][table.rollout_C == i].tolist()
     tokens = (tokenizer.decode([token]) for token in rollout.completion)

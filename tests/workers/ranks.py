@@ -22,7 +22,7 @@ from opd.batch import Rollout
 from opd.distributed import Ranks, Trainer, Update, gathered
 from opd.models import DTYPES
 from opd.parts import optimizer_for
-from opd.step import Outcome, Run
+from opd.step import Run, StepResult
 from opd.ulysses import share_attention
 from opd.vocab_ranks import RankShard
 from recipes.quickstart.make_models import character_tokenizer
@@ -88,7 +88,7 @@ def gradients(trainer: Trainer, ranks: Ranks, precision: str, folder: Path) -> N
             torch.save(found, folder / f"{prefix}{name}-{budget}.pt")
 
 
-def gradient(run: Run, rollouts: list[Rollout]) -> tuple[Outcome, dict[str, torch.Tensor]]:
+def gradient(run: Run, rollouts: list[Rollout]) -> tuple[StepResult, dict[str, torch.Tensor]]:
     """A step in which no weight moves, and the full gradient of all that trains."""
     trainer, grads = run.trainer, {}
 
