@@ -14,7 +14,7 @@ In reading order:
     plan.py           what every token of a step pays, decided on the token table before any gradient
     batch.py          Prompt → Rollout → Batch → TokenTable, and the dimension dictionary
     prompts.py        prompts from a hub data set or a local file, chat templates
-    stop.py           which ids end a turn, and what both models do where rollouts end
+    stop.py           which ids end a turn, and which of them count as one
     rollout/          yields a step's rollouts; the engines vllm and transformers
     rewards.py        the one grader: rewards in training and scores in eval/
     grading/          the grader's parts: which answer is final, and whether two are the same

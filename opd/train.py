@@ -34,13 +34,13 @@ from opd.report.card import write_cards
 from opd.report.plot import plot_run
 from opd.report.progress import Progress, describe
 from opd.report.rollouts import record_rollouts
+from opd.report.stops import STOP_ROLLOUTS, say_stops, stop_report
 from opd.report.table import print_summary
 from opd.report.trackers import log_samples, start_trackers
 from opd.rollout.files import write_rollouts
 from opd.rollout.start import engine_type
 from opd.run import RunFolder, environment, summary_of
 from opd.step import Run, StepResult, step
-from opd.stop import STOP_ROLLOUTS, say_stops, stop_report
 from opd.teacher.check import check_self_distillation
 from opd.teacher.local import LocalTeacher
 

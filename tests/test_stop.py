@@ -16,10 +16,11 @@ from opd.batch import Prompt
 from opd.distributed import Ranks, Update
 from opd.errors import DataError
 from opd.metrics import Clock
+from opd.report.stops import stop_report
 from opd.rollout.source import live
 from opd.rollout.transformers import TransformersEngine
 from opd.step import Run, step
-from opd.stop import StopTokens, stop_report, stop_tokens
+from opd.stop import StopTokens, stop_tokens
 from opd.student import Student
 from opd.teacher.local import LocalTeacher
 from recipes.quickstart.make_models import character_tokenizer
