@@ -9,12 +9,12 @@ from typing import Any
 
 import yaml
 
+from eval.tasks.base import INSTRUCTION
 from opd.errors import DataError
 from opd.models import load_tokenizer
 from opd.prompts import load_prompts
 from opd.recipe_text import load_recipe, parse_recipe
 
-INSTRUCTION = "\nPlease reason step by step, and put your final answer within \\boxed{}."
 LEARNING_RATE, BETAS, WEIGHT_DECAY = 1e-6, (0.9, 0.999), 0.1
 ALL = {"type": "all"}
 
