@@ -99,8 +99,9 @@ def test_a_number_in_an_arms_name_is_what_its_selector_keeps(path: Path):
     arm = Arm.of(path)
     if not (number := re.search(r"-(\d+)$", f"-{arm.name}")):
         return
-    (term,) = arm.recipe.loss
-    kept = term.select.tokens if term.select.type == "first_n" else 100 * term.select.keep
+    select, *others = (term.select for term in arm.recipe.loss)
+    assert all(other == select for other in others)
+    kept = select.tokens if select.type == "first_n" else 100 * select.keep
     assert kept == pytest.approx(int(number.group(1)))
 
 
