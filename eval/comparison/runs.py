@@ -121,6 +121,7 @@ def teacher_score(recipe: Recipe, runs: Path) -> dict[str, Any]:
     asked = {"model": recipe.teacher.model, "tasks": settings.task, "problems": settings.problems}
     asked |= {"precision": recipe.precision, "engine": recipe.rollout.type, "out": runs / "teacher"}
     asked |= {"samples": settings.samples, "temperature": settings.temperature}
+    asked |= {"max-new-tokens": settings.max_new_tokens} if settings.max_new_tokens else {}
     options = [word for name, value in asked.items() for word in (f"--{name}", str(value))]
     by_command([sys.executable, "-m", "opd", "eval", *options], log)
     (folder,) = re.findall(r"^result (.+)$", log.read_text(), re.MULTILINE)
