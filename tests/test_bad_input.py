@@ -125,7 +125,10 @@ OVERRIDES = {
     "a level without sleep": ("rollout={sleep: false, sleep_level: 2}", ["'sleep_level' has no effect", "'sleep'"]),
     "no name on the hub": ("hub={repo: mine}", ["hub.repo can't be 'mine'", "user/name"]),
     "nobody on the hub": ("hub={repo: ann/tiny}", ["'ann/tiny'", "hf auth login", "opd push"]),
-    "no recorded rollouts": ("rollout={type: recorded, path: none}", ["no recorded", "none/step-000001.jsonl"]),
+    "no recorded rollouts": (
+        "rollout={type: recorded, path: none, max_new_tokens: 16}",
+        ["no recorded", "none/step-000001.jsonl"],
+    ),
     "tracker that is not installed": ("metrics.trackers=[wandb]", ["wandb", "not installed", "pip install"]),
     "offload without a GPU": (
         "student.gradient_checkpointing=offload",
