@@ -175,7 +175,7 @@ class CheckpointSettings(Record):
 
 
 class Recipe(Record):
-    """A whole recipe. Its result never depends on `token_budget`, nor, for given rollouts, on how many ranks train."""
+    """A whole recipe. Its result depends on `token_budget` and, for given rollouts, on the ranks by rounding alone."""
 
     name: str | None = None
     """Folder of the run below --runs; null takes the recipe's name and the time."""

@@ -30,6 +30,7 @@ SCORE_FILE = "score.json"
 CHANGEABLE = (
     "name:",
     "student.gradient_checkpointing:",
+    "rollout.kv_cache_mib:",
     "token_budget:",
     "tile_mib:",
     "checkpoints.",

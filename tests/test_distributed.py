@@ -224,4 +224,5 @@ def test_a_step_that_is_not_finite_on_one_rank_changes_nothing_on_any(stage, pre
         assert all(torch.equal(a, b) for a, b in pairs) is same
     assert all(bool(torch.isfinite(w).all()) for w in left[3]["weights"].values())
     moved = max(float((left[0]["weights"][k] - w).abs().max()) for k, w in left["start"].items())
+    assert left["updates"] == {1}, "what Adam's bias corrections count"
     assert 0 < moved < 0.02, "Adam's first step moves a weight by the step's learning rate, 1e-3, and bf16's rounding"

@@ -21,9 +21,10 @@ class Arm:
         """`20` of soft_or-20; empty for full."""
         return self.name.partition("-")[2]
 
-    def overrides(self, seed: int) -> list[str]:
-        """What `opd train` is told beside the recipe."""
-        return [f"loss.0.select={json.dumps(self.select)}", *self.also, f"seed={seed}", f"name={self.name}-{seed}"]
+    def overrides(self, seed: int, terms: int = 1) -> list[str]:
+        """What `opd train` is told beside a recipe of so many terms."""
+        selects = [f"loss.{i}.select={json.dumps(self.select)}" for i in range(terms)]
+        return [*selects, *self.also, f"seed={seed}", f"name={self.name}-{seed}"]
 
 
 ARMS = (

@@ -58,14 +58,22 @@ def jobs_of(arms: list[Arm], recipe: Path, overrides: list[str], *, seeds: int, 
     """
     if seeds < 1:
         raise RecipeError(f"--seeds {seeds}: there is nothing to run; give 1 or more")
-    if (evaluate := load_recipe(recipe, overrides).evaluate) is None or not evaluate.fixed_text:
+    base = load_recipe(recipe, overrides)
+    if base.evaluate is None or not base.evaluate.fixed_text:
         raise RecipeError(f"{recipe} leaves no score or fixed text to compare by; set evaluate, and its fixed_text")
+    if any(term.select != base.loss[0].select for term in base.loss):
+        raise RecipeError(f"{recipe} has terms of several selectors, and an arm gives all of them one; make them equal")
+    if base.prompts.chat_template_kwargs or base.teacher.revision:
+        raise RecipeError(
+            f"{recipe} has prompts.chat_template_kwargs or teacher.revision, with which opd eval can't score the "
+            "teacher; remove them"
+        )
     jobs = []
     for seed in range(seeds):
         for arm in arms:
             if seed and arm.once:
                 continue
-            said = [*overrides, *arm.overrides(seed)]
+            said = [*overrides, *arm.overrides(seed, len(base.loss))]
             command = [sys.executable, "-m", "opd", "train", str(recipe), *said, "--runs", str(runs)]
             jobs.append(Job(runs / f"{arm.name}-{seed}", load_recipe(recipe, said), command))
     return jobs
@@ -121,8 +129,8 @@ def teacher_score(recipe: Recipe, runs: Path) -> dict[str, Any]:
     asked = {"model": recipe.teacher.model, "tasks": settings.task, "problems": settings.problems}
     asked |= {"precision": recipe.precision, "engine": recipe.rollout.type, "out": runs / "teacher"}
     asked |= {"samples": settings.samples, "temperature": settings.temperature}
-    asked |= {"max-new-tokens": settings.max_new_tokens} if settings.max_new_tokens else {}
-    options = [word for name, value in asked.items() for word in (f"--{name}", str(value))]
+    asked |= {"thinking": "template", "system": recipe.prompts.system, "max-new-tokens": settings.max_new_tokens}
+    options = [word for name, value in asked.items() if value is not None for word in (f"--{name}", str(value))]
     by_command([sys.executable, "-m", "opd", "eval", *options], log)
     (folder,) = re.findall(r"^result (.+)$", log.read_text(), re.MULTILINE)
     return read_result(Path(folder)).score

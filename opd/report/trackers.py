@@ -6,6 +6,8 @@ called and where it lies in `start_settings`, and how it takes a table in TABLES
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +21,8 @@ from opd.step import StepResult
 
 COLUMNS = ["step", "prompt", "completion, each token with its weight in the first term", "reward", "finish"]
 Rows = list[list[Any]]
+WANDB_FOLDER = re.compile(r"(?:offline-)?run-(\d{8}_\d{6})-(.+)")
+"""Of one process's run: when it began, and the run's id."""
 
 
 def start_trackers(accelerator: Any, recipe: Recipe, folder: RunFolder) -> None:
@@ -31,15 +35,16 @@ def start_trackers(accelerator: Any, recipe: Recipe, folder: RunFolder) -> None:
 def start_settings(folder: RunFolder) -> dict[str, dict[str, Any]]:
     """What each tracker is started with: the run's name, its own folder where it takes one, and what it goes on from.
 
-    A resumed run goes on in its run at W&B, and TensorBoard forgets the steps after the checkpoint.
+    A resumed run goes on in its run at W&B, which keeps what it has of the steps that are made again, and so does a
+    copy of the folder, unless its `wandb/` is removed or WANDB_RUN_ID names another. TensorBoard forgets those steps.
     """
     path, name = folder.path, folder.path.name
-    earlier = sorted((path / "wandb").glob("*run-*-*"))
+    found = [WANDB_FOLDER.fullmatch(folder.name) for folder in (path / "wandb").glob("*run-*")]
+    earlier = sorted(match.groups() for match in found if match) if "WANDB_RUN_ID" not in os.environ else []
     steps = [int(checkpoint.name.removeprefix("step-")) for checkpoint in folder.checkpoints.glob("step-*")]
     return {
         "tensorboard": {"purge_step": max(steps) + 1} if steps else {},
-        "wandb": {"name": name, "dir": str(path)}
-        | ({"id": earlier[-1].name.rpartition("-")[2], "resume": "allow"} if earlier else {}),
+        "wandb": {"name": name, "dir": str(path)} | ({"id": earlier[-1][1], "resume": "allow"} if earlier else {}),
         "trackio": {"name": name},
         "mlflow": {"run_name": name},
     }

@@ -11,13 +11,17 @@ from eval.comparison.report import report
 from eval.comparison.results import outcome, results_of
 from eval.comparison.runs import by_command, jobs_of, run_all, teacher_score
 from eval.comparison.table import caption, table
+from eval.results import read_result
+from eval.runner import Evaluation
 from opd.errors import RecipeError, RunError, TrainingError
+from opd.models import load_tokenizer
 from opd.recipe_text import load_recipe
 from opd.selection import SELECTORS
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "recipes/comparison/comparison.yaml"
 TEACHER = {"score": 0.99, "stderr": 0.005, "n": 400}
+TERM = "{select: {type: %s}, objective: {type: reverse_kl}}"
 FEW = [arm for arm in ARMS if arm.name in ("full", "random-20", "soft_or-20", "d3s-20")]
 
 
@@ -121,9 +125,19 @@ def test_a_command_that_fails_says_where_it_said_why(tmp_path):
 
 
 def test_the_teacher_is_scored_on_the_runs_problems(tmp_path, toy):
-    overrides = [f"teacher.model={toy / 'teacher'}", "evaluate={task: arithmetic, problems: 3}"]
-    score = teacher_score(load_recipe(RECIPE, overrides), tmp_path)
+    evaluate = "evaluate={task: arithmetic, problems: 3, samples: 2, temperature: 0.5, max_new_tokens: 7}"
+    recipe = load_recipe(RECIPE, [f"teacher.model={toy / 'teacher'}", evaluate])
+    score = teacher_score(recipe, tmp_path)
     assert score["n"] == 3 and 0 <= score["score"] <= 1 and score["stderr"] >= 0
+    (folder,) = [path.parent for path in (tmp_path / "teacher").rglob("result.json")]
+    runs = Evaluation(recipe.evaluate, load_tokenizer(recipe.teacher.model), recipe.prompts).asked.identity()
+    assert read_result(folder).identity.items() >= runs.items()
+
+
+def test_an_arm_selects_for_every_term(tmp_path):
+    two = f"loss=[{TERM % 'all'}, {TERM % 'all'}]"
+    for job, arm in zip(jobs(tmp_path, seeds=1, overrides=(two,)), FEW, strict=True):
+        assert [term.select.type for term in job.recipe.loss] == [arm.select["type"]] * 2
 
 
 @pytest.mark.parametrize(
@@ -132,6 +146,9 @@ def test_the_teacher_is_scored_on_the_runs_problems(tmp_path, toy):
         (0, "seed=0", "--seeds 0: there is nothing"),
         (1, "evaluate=null", "no score"),
         (1, "evaluate.fixed_text=0", "fixed"),
+        (1, "loss=[{}, {}]".format(*(TERM % select for select in ("all", "first_n, tokens: 2"))), "several selectors"),
+        (1, "prompts.chat_template_kwargs={enable_thinking: false}", "chat_template_kwargs"),
+        (1, "teacher.revision=main", "teacher.revision"),
     ],
 )
 def test_what_would_leave_nothing_to_compare_is_said_before_it_runs(tmp_path, seeds, override, said):

@@ -1,6 +1,7 @@
 """Algebra that hangs, crashes or eats memory ends its own process, and the next question is answered."""
 
 import os
+import resource
 import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,7 @@ import pytest
 from opd.grading import isolated
 from opd.grading.extract import Final
 from opd.grading.isolated import Undecided, Worker, close_workers, same_mathematics
-from opd.grading.worker import CPU_SECONDS
+from opd.grading.worker import CPU_SECONDS, LAST_CPU_SECONDS
 from opd.rewards import Verdict, judge, judge_all
 
 HOSTILE = [
@@ -26,6 +27,24 @@ def test_hostile_algebra_is_wrong_and_the_next_question_is_answered(text: str):
     with suppress(Undecided):
         assert not same_mathematics(text, "x+1")
     assert same_mathematics("x+1", "1+x")
+
+
+@pytest.mark.parametrize("text", [r"(((x+1)^{999}+1)^{999})", r"2^{10^{9}}"])
+def test_hostile_algebra_costs_few_seconds_of_the_processor(text: str):
+    """In Python's code and in what Python can't interrupt."""
+    usual, hostile = (_processor_seconds(question) for question in ("x+2", text))
+    assert hostile < usual + LAST_CPU_SECONDS + 2
+
+
+def _processor_seconds(question: str) -> float:
+    """Of a worker that is started, asked, and ended."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    worker = Worker()
+    worker.ask("x+1", "1+x")
+    worker.ask(question, "x+1")
+    worker.close()
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def test_a_worker_that_dies_is_no_answer():

@@ -73,15 +73,19 @@ def test_wandb_holds_the_recipe_metrics_and_a_table(tracked):
     assert found["columns"] == COLUMNS and len(found["data"]) == 2 and "⟨" in found["data"][0][2]
 
 
-def test_a_resumed_run_goes_on_where_its_trackers_were(tmp_path):
+def test_a_resumed_run_goes_on_where_its_trackers_were(tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_RUN_ID", raising=False)
     folder = RunFolder(tmp_path / "mine")
     new = start_settings(folder)
     assert new["tensorboard"] == {} and "id" not in new["wandb"]
-    for name in ("checkpoints/step-000004", "checkpoints/step-000008", "wandb/offline-run-20260102_101112-a1b2c3d4"):
+    began = ("wandb/offline-run-20260102_101112-a1-b2", "wandb/run-20260102_101111-first")
+    for name in ("checkpoints/step-000004", "checkpoints/step-000008", *began):
         (folder.path / name).mkdir(parents=True)
     resumed = start_settings(folder)
     assert resumed["tensorboard"] == {"purge_step": 9}
-    assert resumed["wandb"] == new["wandb"] | {"id": "a1b2c3d4", "resume": "allow"}
+    assert resumed["wandb"] == new["wandb"] | {"id": "a1-b2", "resume": "allow"}
+    monkeypatch.setenv("WANDB_RUN_ID", "mine")
+    assert start_settings(folder)["wandb"] == new["wandb"], "W&B reads the variable"
 
 
 @needs("trackio")

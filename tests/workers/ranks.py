@@ -152,6 +152,8 @@ def nonfinite(trainer: Trainer, ranks: Ranks, precision: str, folder: Path) -> N
         poison(trainer, kind if ranks.index == ranks.count - 1 else "sound")
         outcome = cases.taken(run, cases.rollouts(min(index, 3)), min(index, 3))
         found[index] = {"skipped": outcome.skipped, "weights": weights(trainer)}
+        if index == 0:
+            found["updates"] = {int(state["step"]) for state in trainer.engine.basic_optimizer.state.values()}
     if ranks.is_main:
         torch.save(found, folder / "nonfinite.pt")
 
