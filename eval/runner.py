@@ -20,7 +20,7 @@ from eval.statistics import compare
 from eval.tasks import Task, task_named
 from opd.batch import Prompt
 from opd.config import EvaluateSettings, PromptSettings
-from opd.distributed import Ranks, world_size
+from opd.distributed import Ranks, device_type, world_size
 from opd.errors import EngineError, ModelError, RecipeError, RunError
 from opd.metrics import Clock
 from opd.model_spec import Precision
@@ -90,7 +90,7 @@ class Host:
     @property
     def device(self) -> torch.device:
         """Where models compute."""
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device(device_type())
 
     @property
     def identity(self) -> dict[str, str]:

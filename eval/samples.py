@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from eval.asking import Asked
 from opd.batch import FinishReason, Prompt
+from opd.distributed import world_size
 from opd.errors import RunError
 from opd.prompts import completion_text
 from opd.rollout.engine import RolloutEngine
@@ -106,8 +107,8 @@ class SampleFile:
 
 
 def rounds(asked: Asked) -> list[list[Prompt]]:
-    """The prompts, as many at a time as an engine samples well together: about 64 answers on a CPU, 256 on a GPU."""
-    answers = 256 if torch.cuda.is_available() else 64
+    """The prompts, as many at a time as engines sample well together: about 64 answers on a CPU, 256 on each GPU."""
+    answers = 256 * world_size() if torch.cuda.is_available() else 64
     size = max(1, answers // asked.sampling.samples)
     return [asked.prompts[start : start + size] for start in range(0, len(asked.prompts), size)]
 

@@ -202,8 +202,8 @@ class Recipe(Record):
     """Tokens of a micro-batch, prompts and padding included, of all pieces: memory, speed, at most rounding."""
     sequence_parallel_size: PositiveInt = 1
     """So many ranks share every sequence, a piece each, in student and teacher (Ulysses): memory, at most rounding."""
-    tile_mib: PositiveInt = 150
-    """Working memory of the loss head in MiB: speed, and of the result its rounding alone."""
+    tile_mib: PositiveInt | None = None
+    """Working memory of the loss head in MiB: speed, at most rounding; null: 150, on CUDA 1,024."""
     head_precision: HeadPrecision = "exact"
     """exact keeps the products of a bf16 head in fp32; fast rounds each to bf16, for speed on a CPU."""
     head_kernels: HeadKernels = "auto"
@@ -229,7 +229,7 @@ class Recipe(Record):
 
     @model_validator(mode="after")
     def _recorded_rollouts_have_no_seed(self) -> Recipe:
-        if self.rollout.type == "recorded" and self.rollout.seeded is not None:
+        if self.rollout.type == "recorded" and not self.rollout.seeded:
             raise ValueError("'rollout.seeded' has no effect on recorded rollouts; remove it")
         return self
 

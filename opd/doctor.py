@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import math
+import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -19,7 +21,7 @@ from opd import schedules
 from opd.attention import check_attention, check_packing, settle_attention
 from opd.batch import Prompt, Rollout
 from opd.config import EvaluateSettings, PromptSettings, Recipe
-from opd.distributed import is_main_process, world_size
+from opd.distributed import is_main_process, local_world_size, world_size
 from opd.errors import DataError, EngineError, ModelError, RecipeError
 from opd.head.statistics import STATISTICS
 from opd.hub import check_access
@@ -256,10 +258,15 @@ def check_ranks(recipe: Recipe) -> None:
             f"sequence_parallel_size {pieces} does not divide the number of processes, {ranks}; launch a multiple of "
             f"it (accelerate launch --num_processes {pieces}), or set sequence_parallel_size to a divisor"
         )
-    if ranks // pieces > recipe.prompts_per_step:
+    if ranks // pieces > (rollouts := recipe.prompts_per_step * recipe.rollout.samples_per_prompt):
         raise RecipeError(
-            f"{ranks // pieces} data ranks share prompts_per_step {recipe.prompts_per_step}: a rank would be idle; "
-            f"raise prompts_per_step to {ranks // pieces} or more, or launch fewer processes"
+            f"{ranks // pieces} data ranks share the {rollouts} rollouts of a step (prompts_per_step × "
+            "rollout.samples_per_prompt): a rank would be idle; raise one of these, or launch fewer processes"
+        )
+    if torch.cuda.is_available() and local_world_size() > (gpus := max(1, torch.cuda.device_count())):
+        raise RecipeError(
+            f"{local_world_size()} processes were launched on a machine with {gpus} GPU{'s' * (gpus > 1)}; "
+            f"add --num_processes {gpus} to accelerate launch"
         )
 
 
@@ -279,11 +286,25 @@ def wanted_packages(recipe: Recipe) -> dict[str, str]:
     return wanted
 
 
+def check_gpu() -> None:
+    """EngineError if this machine has a GPU that torch can't use: what would run on the CPU was not meant to."""
+    is_hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    if is_hidden or torch.cuda.is_available() or not shutil.which("nvidia-smi"):
+        return
+    if subprocess.run(["nvidia-smi", "-L"], capture_output=True).returncode == 0:
+        raise EngineError(
+            f"this machine has a GPU that torch {torch.__version__} can't use (a build for CPUs, or a driver that is "
+            "older than its CUDA); rm -r .venv && bash launch/setup.sh, or set CUDA_VISIBLE_DEVICES= to use the CPU"
+        )
+
+
 def check_machine(recipe: Recipe) -> None:
     """EngineError for what is missing or broken on this machine, with the package to install or remove."""
+    check_gpu()
     for package, wanted in wanted_packages(recipe).items():
         if not importlib.util.find_spec(package):
-            raise EngineError(f"{wanted}, and {package} is not installed; pip install {package}, or change the recipe")
+            how = "flash-attn --no-build-isolation (it wants nvcc)" if package == "flash_attn" else package
+            raise EngineError(f"{wanted}, and {package} is not installed; pip install {how}, or change the recipe")
     if recipe.student.gradient_checkpointing == "offload" and not torch.cuda.is_available():
         raise EngineError(
             "student.gradient_checkpointing is offload, which moves block inputs from a GPU to the host, and there is "

@@ -199,7 +199,7 @@ def attach(model: Any, settings: LoraSettings, base: ModelSettings, *, seed: int
         lora_alpha=settings.alpha,
         target_modules=targeted(model, settings.targets),
     )
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(seed_for("lora", seed))
         inject_adapter_in_model(config, model, ADAPTER)
 

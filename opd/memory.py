@@ -12,6 +12,7 @@ from opd.head.cost import loss_cost, rank_bytes
 from opd.lora import targeted
 from opd.models import DTYPES, empty_model, load_config
 from opd.rollout.start import engine_type
+from opd.run import machine
 from opd.teacher.placement import head_shape, place_head
 
 GIB = 1 << 30
@@ -90,14 +91,12 @@ def _head(recipe: Recipe, teacher: int, ranks: int) -> dict[str, int]:
 
 def _engine(recipe: Recipe, weights: int) -> dict[str, int]:
     """What samples beside the trainer: nothing, nothing while vLLM sleeps on a GPU, its share of a GPU, or a copy."""
-    rollout, on_cuda = recipe.rollout, torch.cuda.is_available()
+    rollout = recipe.rollout
     is_vllm = rollout.type != "recorded" and engine_type(rollout) == "vllm"
     if rollout.type == "recorded" and not recipe.evaluate:
         return {}
-    if is_vllm and on_cuda and rollout.sleep:
-        return {}
-    if is_vllm and on_cuda:
-        return {"engine": int(rollout.gpu_memory_share * torch.cuda.get_device_properties(0).total_memory)}
+    if _is_on_gpu(recipe):
+        return {} if rollout.sleep else {"engine": _gpu_share(recipe)}
     return {"engine": weights // rollout.tensor_parallel} | (
         {"its cache": rollout.kv_cache_mib << 20} if is_vllm else {}
     )
@@ -108,4 +107,16 @@ def memory_lines(recipe: Recipe, *, ranks: int, zero_stage: int) -> list[str]:
     sizes = sizes_of(recipe)
     held = bytes_of(recipe, sizes, ranks=ranks, zero_stage=zero_stage)
     parts = ", ".join(f"{name} {size / GIB:.2f}" for name, size in held.items())
-    return [sizes.words, f"a rank holds about {sum(held.values()) / GIB:.1f} GiB ({parts}), and activations"]
+    holds = f"a rank holds about {sum(held.values()) / GIB:.1f} GiB ({parts}), and activations"
+    sleeps = _is_on_gpu(recipe) and recipe.rollout.sleep
+    beside = f"; while it samples, vLLM takes {_gpu_share(recipe) / GIB:.1f} GiB beside it" if sleeps else ""
+    return [sizes.words, f"{holds}{beside}", f"on {machine()}"]
+
+
+def _is_on_gpu(recipe: Recipe) -> bool:
+    """Whether vLLM samples on a GPU."""
+    return torch.cuda.is_available() and recipe.rollout.type != "recorded" and engine_type(recipe.rollout) == "vllm"
+
+
+def _gpu_share(recipe: Recipe) -> int:
+    return int(recipe.rollout.gpu_memory_share * torch.cuda.get_device_properties(0).total_memory)

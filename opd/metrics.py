@@ -16,6 +16,7 @@ from torch import Tensor
 
 from opd.batch import Rollout, TokenTable
 from opd.objectives.base import Objective
+from opd.rollout.vllm import pooled_bytes
 from opd.selection.scaling import clip_at_quantile, min_max, scaled_entropy
 
 Metrics = dict[str, float | int | None]
@@ -77,7 +78,10 @@ METRICS: dict[str, tuple[str, str]] = {
         f"wall seconds of a phase: {', '.join(STEP_PHASES)} and their sum, step; what is done between two "
         "steps (start, evaluate, checkpoint) stands in the line of the next step",
     ),
-    "memory/*": ("GiB", "peak resident (CPU) or allocated (CUDA) memory of a phase on rank 0"),
+    "memory/*": (
+        "GiB",
+        "peak resident (CPU) or allocated (CUDA, vLLM's weights and cache left out) memory of a phase on rank 0",
+    ),
     "tokens_per_second": ("tokens/s", "trained tokens over time/step, all ranks together"),
 }
 
@@ -231,7 +235,7 @@ def reset_resident_peak() -> None:
 
 def _peak_gib() -> float:
     if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
+        return max(0, torch.cuda.max_memory_allocated() - pooled_bytes()) / 2**30
     try:
         return resident_peak() / 2**30
     except OSError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -75,8 +76,11 @@ def load_prompts(settings: PromptSettings, tokenizer: PreTrainedTokenizerBase) -
     return PromptSet(prompts, too_long, duplicates)
 
 
-def load_rows(settings: PromptSettings) -> list[dict[str, Any]]:
-    """The data set's rows, with the columns that the recipe names. Raises DataError in one line."""
+def load_rows(settings: PromptSettings) -> Iterable[dict[str, Any]]:
+    """The data set's rows with the columns that the recipe names; the hub's are read when they are reached.
+
+    Raises DataError in one line.
+    """
     rows, columns = _hub_rows(settings) if settings.path is None else _file_rows(Path(settings.path), settings)
     for column in filter(None, (settings.question, settings.answer)):
         if rows and column not in columns:
@@ -121,7 +125,7 @@ def _json_row(line: str, number: int, settings: PromptSettings) -> dict[str, Any
     return row
 
 
-def _hub_rows(settings: PromptSettings) -> tuple[list[dict[str, Any]], list[str]]:
+def _hub_rows(settings: PromptSettings) -> tuple[Iterable[dict[str, Any]], list[str]]:
     from datasets import load_dataset
     from datasets.exceptions import DatasetGenerationError
 
@@ -132,7 +136,7 @@ def _hub_rows(settings: PromptSettings) -> tuple[list[dict[str, Any]], list[str]
         raise DataError(
             f"can't read {_name(settings)} ({reason}); check name and split, or give a local file as prompts.path"
         ) from None
-    return list(rows), rows.column_names
+    return rows, rows.column_names
 
 
 def render(

@@ -17,7 +17,8 @@ from torch import Tensor
 from opd import schedules
 from opd.batch import REFERENCE, Batch, Rollout, TokenTable, token_table
 from opd.config import Recipe
-from opd.distributed import Ranks, Trainer
+from opd.distributed import Ranks, Trainer, device_type
+from opd.head.cost import tile_bytes_of
 from opd.head.pay import retained_rows
 from opd.head.settings import HeadSettings
 from opd.head.statistics import MEASURED, NORMALISERS, STATISTICS, reads_teacher, row_statistics
@@ -224,7 +225,7 @@ def head_settings(recipe: Recipe, stop: tuple[int, ...]) -> HeadSettings:
         candidates=max((objective.candidates for objective in chosen), default=0),
         stop=stop,
         merge_stop=recipe.stop_class,
-        tile_bytes=recipe.tile_mib << 20,
+        tile_bytes=tile_bytes_of(recipe.tile_mib, device_type()),
         precision=recipe.head_precision,
         kernels=recipe.head_kernels,
     )

@@ -8,8 +8,6 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-import torch
-
 from opd import checkpoint, distributed, schedules
 from opd.batch import REFERENCE, Rollout
 from opd.config import Recipe
@@ -132,7 +130,7 @@ def announce(checked: Checked, ranks: int, zero_stage: int) -> None:
 
 def measure_stops(checked: Checked) -> list[str]:
     """Load both models, sample, and say how student and teacher end a turn; trains nothing and writes nothing."""
-    ranks, recipe = distributed.Ranks("cuda" if torch.cuda.is_available() else "cpu"), checked.recipe
+    ranks, recipe = distributed.Ranks(distributed.device_type()), checked.recipe
     models = load_models(checked, ranks, samples=recipe.rollout.type != "recorded")
     rows = shared_rows(models)
     stop = checked.stop.within(rows)

@@ -36,7 +36,8 @@ def accelerate(
 
 def stage_file(tmp: Path, stage: int) -> Path:
     """DeepSpeed's settings for a ZeRO stage."""
-    zero = {"stage": stage} | ({"stage3_param_persistence_threshold": 0} if stage == 3 else {})
+    zero = {"stage": stage, "reduce_bucket_size": 1000}  # less than a model here, and than some of its parameters
+    zero |= {"stage3_param_persistence_threshold": 0} if stage == 3 else {}
     settings = {"zero_optimization": zero, "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1}
     config = tmp / f"zero{stage}.json"
     config.write_text(json.dumps(settings))

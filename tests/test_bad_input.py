@@ -432,14 +432,41 @@ def test_an_objective_that_needs_more_than_the_teacher_gives(command, recipe, re
 
 
 @BOTH
-def test_more_ranks_than_prompts_are_refused(command, recipe, refused, monkeypatch):
+def test_more_ranks_than_rollouts_are_refused(command, recipe, refused, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "8")
-    contains(refused(command, write(recipe)), "8 data ranks", "prompts_per_step 2", "to 8 or more")
+    contains(refused(command, write(recipe)), "8 data ranks", "4 rollouts", "prompts_per_step", "samples_per_prompt")
 
 
-def test_as_many_ranks_as_prompts_pass(recipe, ended, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
+def test_as_many_ranks_as_rollouts_pass(recipe, ended, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
     assert ended("doctor", write(recipe))[0] == 0
+
+
+@BOTH
+def test_more_processes_than_gpus_are_refused(command, recipe, refused, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, "2")
+    contains(refused(command, write(recipe)), "2 processes", "1 GPU;", "--num_processes 1")
+
+
+@BOTH
+def test_a_gpu_that_torch_can_not_use_is_said_unless_it_is_hidden(
+    command, recipe, ended, refused, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    driver = tmp_path / "nvidia-smi"
+    driver.write_text("#!/bin/sh\nexit 0\n")
+    driver.chmod(0o755)
+    contains(refused(command, write(recipe)), "has a GPU that torch", "launch/setup.sh", "CUDA_VISIBLE_DEVICES=")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert ended("doctor", "r.yaml")[0] == 0
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    driver.write_text("#!/bin/sh\necho NVIDIA-SMI has failed; exit 9\n")
+    assert ended("doctor", "r.yaml")[0] == 0
 
 
 @BOTH
@@ -560,13 +587,13 @@ def test_sequences_that_ranks_can_not_share_are_refused(case, command, recipe, r
 
 @pytest.mark.parametrize("overrides", [[], ["student.lora={rank: 2}"], ["teacher.head=by_vocabulary"]], ids=str)
 def test_ranks_that_share_sequences_are_one_data_rank(overrides, recipe, ended, refused, toy, monkeypatch):
-    """Four processes do for two prompts; eight are four data ranks."""
+    """Of four rollouts: eight processes are four data ranks; sixteen are too many."""
     recipe["student"]["model"] = recipe["teacher"]["model"] = str(configured(toy, **HEADS))
     arguments = ["doctor", write(recipe), "sequence_parallel_size=2", *overrides]
-    monkeypatch.setenv("WORLD_SIZE", "4")
-    assert ended(*arguments)[0] == 0
     monkeypatch.setenv("WORLD_SIZE", "8")
-    contains(refused(*arguments), "4 data ranks", "prompts_per_step 2", "to 4 or more")
+    assert ended(*arguments)[0] == 0
+    monkeypatch.setenv("WORLD_SIZE", "16")
+    contains(refused(*arguments), "8 data ranks", "4 rollouts")
 
 
 @BOTH

@@ -1,6 +1,7 @@
 """What stands in launch/ starts what it says."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -40,6 +41,42 @@ def stand_in(folder: Path, name: str, script: str) -> None:
     """A command of that name on the test's own PATH."""
     (folder / name).write_text(f"#!/usr/bin/env bash\n{script}\n")
     (folder / name).chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    ("driver", "asked", "there", "code", "word"),
+    [
+        ("exit 0", "", "", 0, ""),
+        ("echo GPU 0", "", "cpu", 2, "holds the cpu build and cuda is wanted"),
+        ("echo it failed; exit 9", "", "cpu", 0, ""),
+        ("exit 9", "", "cuda", 0, ""),
+        ("exit 9", "cpu", "cuda", 2, "holds the cuda build and cpu is wanted"),
+        ("exit 9", "rocm", "", 2, "OPD_BUILD can't be 'rocm'"),
+    ],
+)
+def test_an_environment_of_the_other_build_is_not_taken_for_ready(driver, asked, there, code, word, tmp_path: Path):
+    """A login node may hold a build for GPUs; a GPU beside a build for CPUs would lie idle."""
+    for name in ("launch/setup.sh", "launch/constraints.txt", "setup.cfg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text((ROOT / name).read_text())
+    stand_in(tmp_path, "nvidia-smi", driver)
+    files = subprocess.run(
+        "cat setup.cfg launch/constraints.txt launch/setup.sh | cksum",
+        shell=True,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".venv" / ".opd-ready").write_text(f"{there or 'cpu'} {files.stdout}")
+    done = subprocess.run(
+        ["bash", "launch/setup.sh"],
+        cwd=tmp_path,
+        env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "OPD_BUILD": asked},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (code, "") and word in done.stderr
 
 
 @pytest.mark.parametrize("path", SCRIPTS[1], ids=lambda path: path.name)
@@ -110,9 +147,9 @@ def launched(toy: Path, runs: Path, configuration: str, *overrides: str) -> subp
 
 @pytest.mark.engine
 def test_launchers_of_two_machines_make_one_run(toy: Path, tmp_path: Path):
-    """Both on this machine, with one process each; bf16, and ranks share the teacher as they share the student."""
-    overrides = ["steps=2", "evaluate=null", "precision=bf16", "teacher.shard=zero3"]
-    overrides.append("rollout={type: transformers, max_new_tokens: 12}")
+    """Both on this machine, with one process each; bf16, and ranks share the teacher, and one prompt's rollouts."""
+    overrides = ["steps=2", "evaluate=null", "precision=bf16", "teacher.shard=zero3", "prompts_per_step=1"]
+    overrides.append("rollout={type: transformers, max_new_tokens: 12, samples_per_prompt: 2}")
     meeting = ["--num_processes", "2", "--main_process_ip", "127.0.0.1", "--main_process_port", str(free_port())]
     launchers = [
         subprocess.Popen(

@@ -112,12 +112,19 @@ def test_on_a_gpu_vllm_sleeps_or_takes_its_share(toy, monkeypatch):
         asked = recipe(toy, adapted=False, rollout={"type": "vllm", "sleep": sleeps, "gpu_memory_share": 0.25})
         held[sleeps] = bytes_of(asked, sizes_of(asked), ranks=1, zero_stage=1)
     assert held[False] == held[True] | {"engine": 250} and "engine" not in held[True]
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda _: SimpleNamespace(total_memory=8 << 30))
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "a card")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    asked = recipe(toy, adapted=False, rollout={"type": "vllm", "gpu_memory_share": 0.25})
+    _, holds, where = memory_lines(asked, ranks=1, zero_stage=1)
+    assert holds.endswith("; while it samples, vLLM takes 2.0 GiB beside it") and where == "on 2 × a card"
     copy = recipe(toy, adapted=False)
     assert bytes_of(copy, sizes_of(copy), ranks=1, zero_stage=1)["engine"] == 4 * sizes_of(copy).student
 
 
 def test_the_words_name_what_trains_and_what_is_held(toy, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    trains, holds = memory_lines(recipe(toy, adapted=True), ranks=1, zero_stage=1)
+    trains, holds, where = memory_lines(recipe(toy, adapted=True), ranks=1, zero_stage=1)
     assert trains.startswith("trains ") and trains.endswith(" weights, in adapters beside 15 of its layers")
     assert holds.startswith("a rank holds about 0.1 GiB (student 0.00, ") and holds.endswith("), and activations")
+    assert where.startswith("on CPU, ")

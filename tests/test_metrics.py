@@ -1,13 +1,16 @@
 import math
 import os
 import subprocess
+import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from opd.metrics import (
     METRICS,
+    Clock,
     objective_metrics,
     quadrants,
     repetitive,
@@ -103,6 +106,25 @@ def test_a_resident_peak_outlives_what_was_held_until_it_is_reset():
     high = resident_peak()
     reset_resident_peak()
     assert high - resident_peak() > 200 << 20
+
+
+def test_on_a_gpu_a_phase_holds_what_is_allocated_but_for_vllms_own(monkeypatch):
+    """Torch counts weights and cache of an engine that sleeps, though the card has them free."""
+    pools = SimpleNamespace(get_current_usage=lambda: 20 << 30)
+    module = SimpleNamespace(CuMemAllocator=SimpleNamespace(instance=pools))
+    monkeypatch.setitem(sys.modules, "vllm.device_allocator.cumem", module)
+    for name, value in {"is_available": True, "max_memory_allocated": 50 << 30}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    for name in ("synchronize", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda: None)
+    clock = Clock()
+    with clock("train"):
+        pass
+    assert clock.take()["memory/train"] == 30.0
+    module.CuMemAllocator.instance = None
+    with clock("train"):
+        pass
+    assert clock.take()["memory/train"] == 50.0
 
 
 def test_a_process_that_has_ended_has_no_resident_peak():

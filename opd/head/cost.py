@@ -8,10 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-STRIP_ELEMENTS = 1 << 21
-"""Logits of one strip at most: 8 MiB in float32, which several caches hold."""
-STRIP_COLUMNS = 4096
+STRIP_ELEMENTS = {"cpu": 1 << 21, "cuda": 1 << 25}
+"""Logits of one strip at most: 8 MiB in float32, which several caches hold; on a GPU, where each strip is a dozen
+kernels to launch, 128 MiB."""
+STRIP_COLUMNS = {"cpu": 4096, "cuda": 1 << 15}
 """Columns of a strip at most, however few the rows."""
+TILE_MIB = {"cpu": 150, "cuda": 1024}
+"""Working memory, unless a recipe says another."""
 STRIPS_IN_A_TILE = 8
 """A strip takes at most so small a part of `tile_bytes`."""
 BLOCKS_A_STRIP = 8
@@ -32,19 +35,25 @@ Mode = Literal["streamed", "kept", "tiles"]
 rows, for objectives that need them."""
 
 
-def strip_elements(*, itemsize: int, tile_bytes: int) -> int:
-    """Logits of a strip, at most."""
-    return max(1, min(STRIP_ELEMENTS, tile_bytes // (STRIPS_IN_A_TILE * itemsize)))
+def tile_bytes_of(mib: int | None, device: str) -> int:
+    """Working memory in bytes, as a recipe says it or by the device's type."""
+    return (mib or TILE_MIB[device]) << 20
 
 
-def strip_columns(rows: int, *, itemsize: int, tile_bytes: int) -> int:
+def strip_elements(*, itemsize: int, tile_bytes: int, device: str = "cpu") -> int:
+    """Logits of a strip, at most. device: its type."""
+    return max(1, min(STRIP_ELEMENTS[device], tile_bytes // (STRIPS_IN_A_TILE * itemsize)))
+
+
+def strip_columns(rows: int, *, itemsize: int, tile_bytes: int, device: str = "cpu") -> int:
     """Columns of a strip over so many rows."""
-    return max(1, min(STRIP_COLUMNS, strip_elements(itemsize=itemsize, tile_bytes=tile_bytes) // max(1, rows)))
+    most = strip_elements(itemsize=itemsize, tile_bytes=tile_bytes, device=device)
+    return max(1, min(STRIP_COLUMNS[device], most // max(1, rows)))
 
 
-def streamed_rows(*, itemsize: int, tile_bytes: int) -> int:
+def streamed_rows(*, itemsize: int, tile_bytes: int, device: str = "cpu") -> int:
     """Rows that go through the strips together where nothing is kept between sweeps."""
-    return max(1, strip_elements(itemsize=itemsize, tile_bytes=tile_bytes) // LEAST_COLUMNS)
+    return max(1, strip_elements(itemsize=itemsize, tile_bytes=tile_bytes, device=device) // LEAST_COLUMNS)
 
 
 def kept_rows(vocabulary: int, *, itemsize: int, tile_bytes: int) -> int:
@@ -66,7 +75,7 @@ class HeadShape:
     """What the cost depends on.
 
     rows: N. hidden, teacher_hidden: Hs, Ht. vocabulary: V of both heads; a rank of R holds V / R of it where heads are
-    sharded by vocabulary. itemsize: of the weights. trains_head: dW is wanted.
+    sharded by vocabulary. itemsize: of the weights. trains_head: dW is wanted. device: its type.
     """
 
     rows: int
@@ -75,7 +84,8 @@ class HeadShape:
     vocabulary: int
     itemsize: int = 4
     trains_head: bool = True
-    tile_bytes: int = 150 << 20
+    tile_bytes: int = TILE_MIB["cpu"] << 20
+    device: str = "cpu"
 
     @property
     def working(self) -> int:
@@ -86,7 +96,7 @@ class HeadShape:
         """Rows that are worked on at once."""
         size = {"itemsize": self.working, "tile_bytes": self.tile_bytes}
         by_mode = {
-            "streamed": streamed_rows(**size),
+            "streamed": streamed_rows(**size, device=self.device),
             "kept": kept_rows(self.vocabulary, **size),
             "tiles": tile_rows(self.vocabulary, **size),
         }
@@ -156,21 +166,24 @@ def _sweep_bytes(shape: HeadShape, mode: Mode, *, models: int, of_loss: bool) ->
     Those are a product (the strip's 16-bit weights are there in float32 too; the last rows' strips are the widest), a
     block, and a merge of blocks' sums.
     """
-    n, size = shape.slab(mode), {"itemsize": shape.working, "tile_bytes": shape.tile_bytes}
+    n, device = shape.slab(mode), shape.device
+    size = {"itemsize": shape.working, "tile_bytes": shape.tile_bytes, "device": device}
     widths = shape.hidden + shape.teacher_hidden * (models - 1)
-    is_narrow = shape.itemsize != shape.working
+    is_narrow = shape.itemsize != shape.working and device == "cpu"  # a GPU multiplies 16-bit factors as they are
     states = n * (widths * (shape.itemsize + shape.working * is_narrow) + shape.hidden * shape.working * of_loss)
     column = max(shape.hidden, shape.teacher_hidden * (models - 1)) * shape.working * is_narrow
     if mode == "tiles":
         return (
-            states + n * shape.vocabulary * LIVE_TILES * shape.working + min(shape.vocabulary, STRIP_COLUMNS) * column
+            states
+            + n * shape.vocabulary * LIVE_TILES * shape.working
+            + min(shape.vocabulary, STRIP_COLUMNS[device]) * column
         )
     v, widest = (min(shape.vocabulary, strip_columns(rows, **size)) for rows in (n, shape.rows % max(1, n) or n))
     strips = states + models * n * (shape.vocabulary if mode == "kept" else v) * shape.working
     tensors = BLOCK_TENSORS[mode] if of_loss else SUMS_TENSORS * models
     moments = (
         widest * column,
-        tensors * min(v * n, strip_elements(**size) // BLOCKS_A_STRIP) * shape.working,
+        tensors * min(v * n, strip_elements(**size) // (BLOCKS_A_STRIP if device == "cpu" else 1)) * shape.working,
         0 if of_loss and mode == "streamed" else _merge_bytes(n, models),
     )
     return strips + max(moments)

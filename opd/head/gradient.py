@@ -42,8 +42,9 @@ class Gradients:
         states_NH = self.student.hidden_NH if weak_NH is None else weak_NH
         of_states_NH = self.hidden_NH if weak_NH is None else self.weak_NH
         slab = Slab(self, rows_n, states_NH[rows_n].to(self.dtype), of_states_NH)
-        for start in range(0, self.head.vocabulary, STRIP_COLUMNS):
-            columns = slice(start, min(start + STRIP_COLUMNS, self.head.vocabulary))
+        width = STRIP_COLUMNS[grad_nV.device.type]
+        for start in range(0, self.head.vocabulary, width):
+            columns = slice(start, min(start + width, self.head.vocabulary))
             slab.add(columns, grad_nV[:, columns].T)
         slab.close()
 
@@ -117,7 +118,7 @@ def narrowed_(sum_: Tensor, dtype: torch.dtype) -> Tensor:
     if sum_.dtype == dtype:
         return sum_
     narrow = sum_.view(-1).view(dtype)[: sum_.numel()].view_as(sum_)
-    for start in range(0, len(sum_), STRIP_COLUMNS):
-        rows = slice(start, start + STRIP_COLUMNS)
+    for start in range(0, len(sum_), height := STRIP_COLUMNS[sum_.device.type]):
+        rows = slice(start, start + height)
         narrow[rows] = sum_[rows].to(dtype)  # a copy first: both share memory, and a strip may overlap itself
     return narrow

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+from opd.head.cost import TILE_MIB
+from opd.head.weights import working_dtype
 
 LEAST = -1e30
 """What stands for a logit of −inf: its outcome has probability 0, and 0 · LEAST is 0 where 0 · −inf is not a number."""
@@ -32,13 +35,18 @@ class HeadSettings:
     candidates: int = 0
     stop: tuple[int, ...] = ()
     merge_stop: bool = False
-    tile_bytes: int = 150 << 20
+    tile_bytes: int = TILE_MIB["cpu"] << 20
     precision: HeadPrecision = "exact"
     kernels: HeadKernels = "auto"
 
     def product_dtype(self, weights: torch.dtype) -> torch.dtype:
         """Of the products with such weights."""
         return weights if self.precision == "fast" or weights == torch.float64 else torch.float32
+
+    def size_of(self, hidden_NH: Tensor) -> dict[str, Any]:
+        """What the cut of strips of such states' logits depends on, by `cost`'s names."""
+        itemsize = working_dtype(hidden_NH.dtype).itemsize
+        return {"itemsize": itemsize, "tile_bytes": self.tile_bytes, "device": hidden_NH.device.type}
 
     def check_trainable(self, weight_VH: Tensor) -> None:
         """ValueError where ∂loss/∂logits, over a step's count, is cast to float16: below 6e-8 that has no number."""

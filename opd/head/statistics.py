@@ -232,7 +232,7 @@ def row_statistics(
         raise KeyError(f"no such statistic: {sorted(unknown)}; there are {tuple(STATISTICS)}")
     teacher = whole_teacher(teacher) if reads_teacher(names) else None
     dtype = working_dtype(student.hidden_NH.dtype)
-    n = streamed_rows(itemsize=dtype.itemsize, tile_bytes=settings.tile_bytes)
+    n = streamed_rows(**settings.size_of(student.hidden_NH))
     parts: dict[str, list[Tensor]] = {name: [] for name in names}
     for rows_n in torch.arange(len(token_id_N), device=token_id_N.device).split(n) if names else []:
         others = None if teacher is None else shard.slab(teacher, rows_n)

@@ -50,9 +50,12 @@ def stream(
     sums = [pay.objective.sums for pay in dense]
     names = {"student_normaliser"} | (set() if teacher is None else {"teacher_normaliser"}) | set(sums) - {None}
     is_known = None not in sums and names <= known.keys()
-    size = {"itemsize": dtype.itemsize, "tile_bytes": settings.tile_bytes}
-    kept_size = size | {"itemsize": settings.product_dtype(student.head.weight_VH.dtype).itemsize}
-    n = streamed_rows(**size) if is_known else kept_rows(shard.widest, **kept_size)
+    product = settings.product_dtype(student.head.weight_VH.dtype).itemsize
+    n = (
+        streamed_rows(**settings.size_of(student.hidden_NH))
+        if is_known
+        else kept_rows(shard.widest, itemsize=product, tile_bytes=settings.tile_bytes)
+    )
     kept: Memory = {}
     gradients.expect(slabs=-(-len(rows_N) // n))
     for rows_n in rows_N.split(n) if len(rows_N) else ():

@@ -63,7 +63,7 @@ class Strips:
         shard: VocabShard,
         keep: Memory | None = None,
     ) -> None:
-        size = {"itemsize": working_dtype(student.hidden_NH.dtype).itemsize, "tile_bytes": settings.tile_bytes}
+        size = settings.size_of(student.hidden_NH)
         self.temperature, self.shard, self.start = settings.temperature, shard, student.head.start
         self.vocabulary, self.columns = student.head.vocabulary, strip_columns(len(student), **size)
         self.fuses = settings.fuses(student.head.weight_VH)

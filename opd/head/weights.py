@@ -48,11 +48,13 @@ class HeadWeights:
     def logits(self, hidden_nH: Float[Tensor, "n H"]) -> Float[Tensor, "n V"]:
         """Logits of whole rows, multiplied and summed in float32 (float64 for float64 weights)."""
         dtype = working_dtype(self.weight_VH.dtype)
-        hidden_nH = hidden_nH.to(self.weight_VH.dtype).to(dtype)
-        parts = self.weight_VH.split(self.vocabulary if dtype == self.weight_VH.dtype else STRIP_COLUMNS)
+        hidden_nH, is_wide = hidden_nH.to(self.weight_VH.dtype), dtype == self.weight_VH.dtype
         with torch.autocast(hidden_nH.device.type, enabled=False):
-            parts_nv = [hidden_nH @ weight_vH.to(dtype).T for weight_vH in parts]
-        logits_nV = parts_nv[0] if len(parts_nv) == 1 else torch.cat(parts_nv, -1)
+            if hidden_nH.is_cuda and not is_wide:
+                logits_nV = torch.mm(hidden_nH, self.weight_VH.T, out_dtype=dtype)
+            else:
+                parts = self.weight_VH.split(self.vocabulary if is_wide else STRIP_COLUMNS["cpu"])
+                logits_nV = torch.cat([hidden_nH.to(dtype) @ weight_vH.to(dtype).T for weight_vH in parts], -1)
         return self.capped(logits_nV if self.bias_V is None else logits_nV + self.bias_V)
 
     @property

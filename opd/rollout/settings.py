@@ -25,8 +25,8 @@ class RolloutSettings(Record):
     """A rollout is cut off here, and counted as truncated."""
     temperature: scheduled(PositiveFloat) = 1.0
     """The sampler's temperature; or a ramp."""
-    seeded: bool | None = None
-    """A seed a rollout, keyed by run seed, step, prompt and sample; null: yes on a CPU, no on CUDA (slower there)."""
+    seeded: bool = True
+    """A seed a rollout, keyed by run seed, step, prompt and sample; false draws from the engine's own stream."""
     kv_cache_mib: PositiveInt = 256
     """vLLM's key-value cache on a CPU, in MiB a rank."""
     gpu_memory_share: Annotated[float, Field(gt=0, lt=1)] = 0.3

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
 from opd.batch import Prompt, Rollout
 from opd.rollout.engine import RolloutEngine, Sampling
 from opd.rollout.files import read_rollouts, step_file
@@ -20,8 +18,7 @@ def live(engine: RolloutEngine, prompts_of: Callable[[int], list[Prompt]], *, se
     """Rollouts of the step's prompts, sampled now from the weights that the engine holds."""
 
     def source(settings: RolloutSettings, step: int) -> list[Rollout]:
-        seeded = settings.seeded if settings.seeded is not None else not torch.cuda.is_available()
-        key = ("rollout", seed, step) if seeded else None
+        key = ("rollout", seed, step) if settings.seeded else None
         sampling = Sampling(settings.samples_per_prompt, settings.max_new_tokens, settings.temperature, key)
         return engine.generate(prompts_of(step), sampling)
 

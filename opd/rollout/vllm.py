@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 
 import numpy as np
 import torch
@@ -24,7 +25,8 @@ class VLLMEngine(RolloutEngine):
 
     `model` is a folder or hub id; `max_tokens` bounds prompt and completion together. On a GPU it sleeps while the
     trainer works: at level 1 with its weights in main memory, at level 2 without; then `load` only notes the version,
-    and the next sampling streams in what `follow` named. Until that was called, it keeps to level 1.
+    and the next sampling streams in what `follow` named. Until that was called, it keeps to level 1. Its CUDA graphs
+    stay on the card.
     """
 
     def __init__(
@@ -84,7 +86,8 @@ class VLLMEngine(RolloutEngine):
             draws = seed_for("draws", self.seed, self.version, self.calls)
             torch.manual_seed(draws)
             np.random.seed(draws % 2**32)  # vLLM's runner V2, the default on CUDA, seeds requests without a seed by it
-        self.llm.reset_prefix_cache()  # of other weights, or of other prompts: what is sampled must not depend on it
+        if not self.llm.reset_prefix_cache():  # of other weights or prompts: what is sampled must not depend on it
+            raise EngineError("vLLM kept its prefix cache of other weights; set rollout.sleep=true, or report this")
         prompts = [{"prompt_token_ids": request.prompt.token_ids} for request in requests]
         params = [
             SamplingParams(
@@ -127,8 +130,15 @@ class VLLMEngine(RolloutEngine):
     def _wake(self, *parts: str) -> None:
         if waking := [part for part in parts if part in self.asleep]:
             torch.cuda.empty_cache()  # what the trainer let go is the engine's now
-            self.llm.wake_up(tags=waking)
+            try:
+                self.llm.wake_up(tags=waking)
+            except RuntimeError as error:
+                raise EngineError(
+                    f"vLLM can't wake beside the trainer ({reason_of(error)}); lower rollout.gpu_memory_share"
+                ) from error
             self.asleep -= set(waking)
+            if self.sleep_level == 2:
+                torch.accelerator.empty_host_cache()  # pinned memory of the first sleep, which was of level 1
 
     def _rest(self) -> None:
         if self.sleep_level:
@@ -149,11 +159,25 @@ def _repack_head(model: torch.nn.Module) -> None:
         head.quant_method.process_weights_after_loading(head)
 
 
-def _keep_process_group() -> None:
-    """Closing an engine must not destroy the process group: it is the trainer's, not vLLM's."""
-    import vllm.v1.engine.core
+def pooled_bytes() -> int:
+    """Bytes of weights and cache of the engines that can sleep, which torch counts as allocated while they do, too."""
+    cumem = sys.modules.get("vllm.device_allocator.cumem")
+    pools = cumem and cumem.CuMemAllocator.instance
+    return pools.get_current_usage() if pools else 0
 
-    vllm.v1.engine.core.cleanup_dist_env_and_memory = gc.collect
+
+def _keep_process_group() -> None:
+    """Closing an engine gives up vLLM's own groups, but not the process group: it is the trainer's."""
+    import vllm.v1.engine.core
+    from vllm.distributed.parallel_state import destroy_model_parallel
+
+    def clean() -> None:
+        destroy_model_parallel()
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.accelerator.empty_host_cache()
+
+    vllm.v1.engine.core.cleanup_dist_env_and_memory = clean
 
 
 def _speak_by_gloo() -> None:
@@ -170,13 +194,20 @@ def _environment() -> None:
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_USE_FLASHINFER_SAMPLER": "0",  # needs nvcc, for top-p and top-k that training never asks
     }.items():
         os.environ.setdefault(name, value)
 
 
 def _device_settings(settings: RolloutSettings, max_tokens: int) -> dict:
     if torch.cuda.is_available():
-        return {"gpu_memory_utilization": settings.gpu_memory_share, "enable_sleep_mode": settings.sleep}
+        return {
+            "gpu_memory_utilization": settings.gpu_memory_share,
+            "enable_sleep_mode": settings.sleep,
+            # vLLM's own 1,024 on a large card cost a table of counts a request and token, which sleeps and wakes too.
+            "max_num_seqs": 256,
+            "hf_overrides": {"head_dtype": "float32"},  # as the trainer's logits: in bf16 they lie 0.125 apart at 16
+        }
     return {
         "kv_cache_memory_bytes": settings.kv_cache_mib << 20,
         "enforce_eager": True,

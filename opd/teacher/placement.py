@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from opd.config import Recipe
+from opd.distributed import device_type
 from opd.errors import RecipeError
-from opd.head.cost import HeadShape, rank_bytes
+from opd.head.cost import HeadShape, rank_bytes, tile_bytes_of
 from opd.models import DTYPES, text_config
 from opd.teacher.settings import LocalTeacherSettings
 
@@ -92,7 +93,8 @@ def head_shape(recipe: Recipe, student: Any, teacher: Any, ranks: int) -> HeadSh
         vocabulary=text_config(teacher).vocab_size,
         itemsize=DTYPES[recipe.precision].itemsize,
         trains_head=recipe.student.lora is None or recipe.student.lora.adapts_head,
-        tile_bytes=recipe.tile_mib << 20,
+        tile_bytes=tile_bytes_of(recipe.tile_mib, device_type()),
+        device=device_type(),
     )
 
 

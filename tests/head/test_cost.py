@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from opd.head.cost import (
     LIVE_TILES,
+    TILE_MIB,
     HeadCost,
     HeadShape,
     kept_rows,
@@ -315,6 +316,17 @@ def test_kept_products_fit_in_the_tile_in_rows_of_sixteen(vocabulary, tile_bytes
     assert n == 1 or 2 * n * vocabulary * 4 <= tile_bytes
     assert n < 16 or n % 16 == 0
     assert 2 * (n + 16) * vocabulary * 4 > tile_bytes
+
+
+@pytest.mark.parametrize("mode", ["streamed", "kept"])
+def test_on_a_gpu_a_large_micro_batch_takes_few_strips(mode):
+    """Each is a dozen kernels to launch: thousands would take seconds where the products take a tenth of one."""
+    tile_bytes = TILE_MIB["cuda"] << 20
+    shape = HeadShape(16_384, 2048, 4096, 151_936, itemsize=2, trains_head=False, tile_bytes=tile_bytes, device="cuda")
+    n = shape.slab(mode)
+    columns = strip_columns(n, itemsize=4, tile_bytes=tile_bytes, device="cuda")
+    assert -(-shape.rows // n) * -(-shape.vocabulary // columns) <= 100
+    assert loss_cost(shape, mode).peak_extra_bytes < 3 * tile_bytes
 
 
 @pytest.mark.parametrize("rows", [1, 300, 10**6])

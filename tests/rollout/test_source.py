@@ -72,9 +72,8 @@ class Engine(RolloutEngine):
         return ROLLOUTS
 
 
-@pytest.mark.parametrize(("seeded", "key"), [(None, ("rollout", 7, 3)), (True, ("rollout", 7, 3)), (False, None)])
-def test_a_live_step_asks_for_its_prompts_keyed_by_run_and_step(seeded, key, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+@pytest.mark.parametrize(("seeded", "key"), [(True, ("rollout", 7, 3)), (False, None)])
+def test_a_live_step_asks_for_its_prompts_keyed_by_run_and_step(seeded, key):
     engine, prompts = Engine(), {3: [Prompt(0, [1])]}
     settings = RolloutSettings(samples_per_prompt=5, max_new_tokens=9, temperature=0.7, seeded=seeded)
     source = live(engine, prompts.__getitem__, seed=7)

@@ -12,6 +12,7 @@ import torch
 
 from opd.batch import Prompt
 from opd.distributed import Ranks
+from opd.errors import EngineError
 from opd.rollout.engine import Request, RolloutEngine, Sampling
 from opd.rollout.vllm import VLLMEngine
 from tests.test_architectures import FAMILIES, made
@@ -26,6 +27,7 @@ class Told:
         self.said: list[str] = []
         self.handed: list[str] = []
         self.there, self.lost = {"weights", "kv_cache"}, False
+        self.is_full = self.is_busy = False
         self.model_config = SimpleNamespace(hf_text_config=config)
 
     def sleep(self, level: int) -> None:
@@ -33,6 +35,8 @@ class Told:
         self.there, self.lost = set(), level == 2
 
     def wake_up(self, tags: list[str]) -> None:
+        if self.is_full:
+            raise RuntimeError("CUDA Error: out of memory")
         assert not set(tags) & self.there, "vLLM would leave the others asleep"
         self.there |= set(tags)
         self.said.append(f"wake {' '.join(tags)}")
@@ -43,8 +47,8 @@ class Told:
         self.lost = False
         self.said.append("reload")
 
-    def reset_prefix_cache(self) -> None:
-        pass
+    def reset_prefix_cache(self) -> bool:
+        return not self.is_busy
 
     def generate(self, prompts: list[Any], params: list[Any], use_tqdm: bool) -> list[Any]:
         assert self.there == {"weights", "kv_cache"} and not self.lost, "sampled without weights"
@@ -72,8 +76,9 @@ def told(engine: VLLMEngine) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def parameters(monkeypatch: pytest.MonkeyPatch) -> None:
-    """vLLM's own import takes seconds."""
+    """vLLM's own import takes seconds, and pinned memory needs a GPU."""
     monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(SamplingParams=dict))
+    monkeypatch.setattr(torch.accelerator, "empty_host_cache", lambda: None)
 
 
 def test_vllm_is_handed_what_a_checkpoint_holds():
@@ -123,6 +128,21 @@ def test_an_engine_is_awake_when_it_is_closed(level: int):
     llm.llm_engine = SimpleNamespace(engine_core=SimpleNamespace(shutdown=lambda: llm.said.append("shutdown")))
     engine.close()
     assert llm.said[-2:] == ["wake weights kv_cache", "shutdown"]
+
+
+def test_a_card_that_is_too_full_to_wake_on_is_said_in_a_line():
+    engine = engine_at(1)
+    engine.llm.is_full = True
+    with pytest.raises(EngineError, match=r"can't wake beside the trainer \(CUDA Error.*gpu_memory_share"):
+        engine.sample([Request(Prompt(0, [1, 3]), 0, None)], GREEDY)
+
+
+def test_nothing_is_sampled_from_a_cache_of_other_weights():
+    engine = engine_at(0)
+    engine.llm.is_busy = True
+    with pytest.raises(EngineError, match="kept its prefix cache"):
+        engine.sample([Request(Prompt(0, [1, 3]), 0, None)], GREEDY)
+    assert told(engine) == []
 
 
 def test_ranks_of_one_engine_draw_alike_by_torch_and_by_numpy():

@@ -133,12 +133,13 @@ def test_the_formula_is_what_a_rank_holds(rows: int, ranks: int, dtype: torch.dt
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("ranks", [1, 4])
-def test_a_frozen_head_holds_no_gradient_and_an_adapted_one_a_weight_more(ranks: int, dtype: torch.dtype, monkeypatch):
+def test_a_frozen_head_holds_no_gradient_and_an_adapted_one_a_weight_more_at_most(ranks: int, dtype: torch.dtype, monkeypatch):
     among(ranks, monkeypatch)
     shape = HeadShape(64, 96, 128, 20_000, itemsize=dtype.itemsize, tile_bytes=8 << 20)
     linear = nn.Linear(shape.hidden, shape.vocabulary, bias=False, dtype=dtype).requires_grad_(False)
     frozen = rank_bytes(replace(shape, trains_head=False), ranks)
     assert held_bytes(linear, shape, ranks) == pytest.approx(frozen, rel=0.15)
     adapted = peft.tuners.lora.Linear(linear, "default", peft.LoraConfig(), r=4, lora_alpha=8)
-    whole = rank_bytes(shape, ranks) + linear.weight.nbytes
-    assert held_bytes(adapted, shape, ranks) == pytest.approx(whole, rel=0.15)
+    most = rank_bytes(shape, ranks) + linear.weight.nbytes
+    least = most if ranks == 1 else rank_bytes(shape, ranks)  # the part's weight goes before its gradient is cut
+    assert 0.85 * least < held_bytes(adapted, shape, ranks) < 1.15 * most
