@@ -137,6 +137,13 @@ def biases_attention(config: Any) -> bool:
     return text.model_type == "bloom" or any(getattr(each, "alibi", False) for each in settings)
 
 
+def rotates_by_sections(config: Any) -> bool:
+    """Whether positions have several parts, each of which turns its own section of a head (M-RoPE)."""
+    text = text_config(config)
+    settings = getattr(text, "rope_parameters", None), getattr(text, "rope_scaling", None)
+    return any("mrope_section" in each for each in settings if each)
+
+
 def dropout_rates(config: Any) -> dict[str, float]:
     """Settings of the configuration that name a dropout rate above 0."""
     values = text_config(config).to_dict()

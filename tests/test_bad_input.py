@@ -498,11 +498,16 @@ def test_a_cpus_cache_is_refused_where_there_is_a_gpu(command, recipe, refused, 
 
 
 @BOTH
-def test_a_sleep_that_would_lose_a_table_is_refused(command, recipe, refused, toy, monkeypatch):
+@pytest.mark.parametrize(
+    ("lost", "setting"),
+    [("ALiBi", {"alibi": True}), ("M-RoPE", {"rope_parameters": {"rope_type": "default", "mrope_section": [2, 1, 1]}})],
+    ids=["alibi", "mrope"],
+)
+def test_a_sleep_that_would_lose_a_table_is_refused(lost, setting, command, recipe, refused, toy, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    recipe["student"]["model"] = str(configured(toy, alibi=True))
+    recipe["student"]["model"] = str(configured(toy, **setting))
     recipe["rollout"] |= {"type": "vllm", "sleep_level": 2}
-    contains(refused(command, write(recipe)), "ALiBi", "rollout.sleep_level=1")
+    contains(refused(command, write(recipe)), lost, "rollout.sleep_level=1")
 
 
 @pytest.mark.parametrize(("lr", "said"), [(1e-6, True), (1e-3, False)])

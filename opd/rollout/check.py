@@ -9,7 +9,7 @@ import torch
 
 from opd.distributed import local_world_size
 from opd.errors import EngineError, RecipeError
-from opd.models import biases_attention, text_config
+from opd.models import biases_attention, rotates_by_sections, text_config
 from opd.rollout.settings import RolloutSettings
 from opd.rollout.start import engine_type
 
@@ -56,11 +56,13 @@ def check_tensor_parallel(settings: RolloutSettings, config: Any, model: str) ->
 
 def check_sleep(settings: RolloutSettings, config: Any, model: str) -> None:
     """EngineError for a model that would lose more than its parameters and buffers in a sleep of level 2."""
-    if settings.sleep_level == 2 and biases_attention(config):
-        raise EngineError(
-            f"{model!r} biases attention by distance (ALiBi) with a table that vLLM loses at rollout.sleep_level 2; "
-            "set rollout.sleep_level=1"
-        )
+    losses = {
+        "biases attention by distance (ALiBi) with a table": biases_attention(config),
+        "turns heads by sections (M-RoPE) with positions": rotates_by_sections(config),
+    }
+    for words, loses in losses.items():
+        if settings.sleep_level == 2 and loses:
+            raise EngineError(f"{model!r} {words} that vLLM loses at rollout.sleep_level 2; set rollout.sleep_level=1")
 
 
 def check_experts(settings: RolloutSettings, config: Any, model: str) -> None:

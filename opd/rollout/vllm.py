@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import sys
+import warnings
 
 import numpy as np
 import torch
@@ -72,6 +74,7 @@ class VLLMEngine(RolloutEngine):
             raise EngineError(
                 f"vLLM can't start ({reason_of(error)}); try rollout.type=transformers, or run `opd doctor`"
             ) from error
+        _heed_reloads()
         self._rest()
 
     def sample(self, requests: list[Request], sampling: Sampling) -> list[Completion]:
@@ -178,6 +181,20 @@ def _keep_process_group() -> None:
             torch.accelerator.empty_host_cache()
 
     vllm.v1.engine.core.cleanup_dist_env_and_memory = clean
+
+
+class _Heed(logging.Handler):
+    """Says what vLLM only logs, below the level that it logs at here: weights that a reload left as they were."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        warnings.warn(f"vLLM: {record.getMessage()[:300]}", stacklevel=2)
+
+
+def _heed_reloads() -> None:
+    """Once vLLM has started, which sets up its loggers anew."""
+    logger = logging.getLogger("vllm.model_executor.model_loader.reload.inplace")
+    logger.setLevel(logging.WARNING)
+    logger.handlers = [_Heed()]
 
 
 def _speak_by_gloo() -> None:

@@ -1,5 +1,6 @@
 """Real engines: what they sample, what they say about it, and that they follow the trainer's weights."""
 
+import warnings
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from opd.prompts import render
 from opd.rollout.engine import RolloutEngine, Sampling
 from opd.rollout.settings import RolloutSettings
 from opd.rollout.start import start_engine
+from opd.rollout.vllm import VLLMEngine
 from opd.student import Student
 from tests.test_architectures import FAMILIES
 
@@ -156,6 +158,15 @@ def test_the_engine_follows_a_model_that_caps_attention_and_whose_head_is_its_em
     engine.close()
 
 
+def test_weights_that_vllm_was_not_given_are_said(engine: RolloutEngine, toy: Path):
+    if not isinstance(engine, VLLMEngine):
+        pytest.skip("the transformers engine copies what it is given, weight by weight")
+    weights = dict(load_model(str(toy / "student"), dtype=torch.float32).named_parameters())
+    with pytest.warns(UserWarning, match="vLLM: .*not loaded.*model.norm.weight"):
+        engine.load((pair for pair in weights.items() if pair[0] != "model.norm.weight"), engine.version + 1)
+    engine.load(iter(weights.items()), engine.version + 1)
+
+
 def test_the_engine_samples_from_the_merged_model(engine: RolloutEngine, toy: Path):
     """Adapters on every layer and the head: the gap to peft's own model is the synced one, that to the base is not."""
     base, asked = load_model(str(toy / "student"), dtype=torch.float32), prompts(toy, "1+2=", "30+4=", "555+66=")
@@ -195,7 +206,9 @@ def follows(engine: RolloutEngine, path: Path, toy: Path) -> None:
             for own, other in zip(student.model.parameters(), model.parameters(), strict=True):
                 other.add_(0.02 * torch.randn_like(other))
                 own.copy_(other)
-    engine.load(student.weights(), engine.version + 1)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="vLLM: ")
+        engine.load(student.weights(), engine.version + 1)
     rollouts = engine.generate(asked, SAMPLING)
     assert {v for r in rollouts for v in r.versions} == {engine.version}
     assert mean_gap(model, rollouts) < unsynced / 10

@@ -133,7 +133,9 @@ def test_the_formula_is_what_a_rank_holds(rows: int, ranks: int, dtype: torch.dt
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("ranks", [1, 4])
-def test_a_frozen_head_holds_no_gradient_and_an_adapted_one_a_weight_more_at_most(ranks: int, dtype: torch.dtype, monkeypatch):
+def test_a_frozen_head_holds_no_gradient_and_an_adapted_one_a_weight_more_at_most(
+    ranks: int, dtype: torch.dtype, monkeypatch
+):
     among(ranks, monkeypatch)
     shape = HeadShape(64, 96, 128, 20_000, itemsize=dtype.itemsize, tile_bytes=8 << 20)
     linear = nn.Linear(shape.hidden, shape.vocabulary, bias=False, dtype=dtype).requires_grad_(False)
