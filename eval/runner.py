@@ -21,6 +21,7 @@ from eval.tasks import Task, task_named
 from opd.batch import Prompt
 from opd.config import EvaluateSettings, PromptSettings
 from opd.distributed import Ranks, device_type, world_size
+from opd.doctor import check_gpu
 from opd.errors import EngineError, ModelError, RecipeError, RunError
 from opd.metrics import Clock
 from opd.model_spec import Precision
@@ -103,6 +104,7 @@ class Host:
 
 def host_of(engine: EngineName, precision: Precision, kv_cache_mib: int | None) -> Host:
     """A host that evaluates and does nothing else; EngineError for what would have no effect, or is not here."""
+    check_gpu()
     rollout = RolloutSettings(type=engine, kv_cache_mib=kv_cache_mib or 1024).alone
     if kv_cache_mib is not None and (engine_type(rollout) == "transformers" or torch.cuda.is_available()):
         raise EngineError("--kv-cache-mib belongs to vllm on a CPU and has no effect here; leave it out")

@@ -13,7 +13,7 @@ changes=()
 for argument in "$@"; do [[ $argument == -* || $argument != *=* ]] || changes+=("$argument"); done
 export TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"  # models this small gain nothing from a second thread, and lose much on busy cores
-nvidia-smi -L > /dev/null 2>&1 || export DS_ACCELERATOR=cpu
+nvidia-smi -L 2> /dev/null | grep -q '^GPU ' || export DS_ACCELERATOR=cpu
 export PATH="$PWD/.venv/bin:$PATH"
 echo "1/3 a teacher and a student, made once a seed (about a minute and a half)"
 python recipes/quickstart/make_models.py --seed "$seed"

@@ -3,9 +3,9 @@
 #   bash launch/test.sh                  bash launch/test.sh tests/head -k gradient
 set -euo pipefail
 cd "$(dirname "$0")/.."
-# The tests are for a CPU: where there is a GPU they get their own environment, and don't see it.
+# The tests are for a CPU: where there is a GPU, or a build for one, they get their own environment, and see none.
 venv=.venv
-nvidia-smi -L > /dev/null 2>&1 && venv=.venv-cpu
+if nvidia-smi -L 2> /dev/null | grep -q '^GPU ' || grep -qs '^cuda' .venv/.opd-ready; then venv=.venv-cpu; fi
 OPD_BUILD=cpu OPD_VENV=$venv bash launch/setup.sh
 export CUDA_VISIBLE_DEVICES= PATH="$PWD/$venv/bin:$PATH"
 ruff check .

@@ -21,7 +21,7 @@ from opd import schedules
 from opd.attention import check_attention, check_packing, settle_attention
 from opd.batch import Prompt, Rollout
 from opd.config import EvaluateSettings, PromptSettings, Recipe
-from opd.distributed import is_main_process, local_world_size, world_size
+from opd.distributed import is_main_process, world_size
 from opd.errors import DataError, EngineError, ModelError, RecipeError
 from opd.head.statistics import STATISTICS
 from opd.hub import check_access
@@ -251,7 +251,7 @@ def check_evaluation(recipe: Recipe, evaluation: Evaluation | None, config: Any,
 
 
 def check_ranks(recipe: Recipe) -> None:
-    """RecipeError if ranks can't share sequences as asked, or some data rank would have no prompt."""
+    """RecipeError if ranks can't share sequences as asked, or some data rank would have no rollout."""
     ranks, pieces = world_size(), recipe.sequence_parallel_size
     if ranks % pieces:
         raise RecipeError(
@@ -263,9 +263,10 @@ def check_ranks(recipe: Recipe) -> None:
             f"{ranks // pieces} data ranks share the {rollouts} rollouts of a step (prompts_per_step × "
             "rollout.samples_per_prompt): a rank would be idle; raise one of these, or launch fewer processes"
         )
-    if torch.cuda.is_available() and local_world_size() > (gpus := max(1, torch.cuda.device_count())):
+    here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    if torch.cuda.is_available() and 0 < gpus < here:
         raise RecipeError(
-            f"{local_world_size()} processes were launched on a machine with {gpus} GPU{'s' * (gpus > 1)}; "
+            f"{here} processes were launched on a machine with {gpus} GPU{'s' * (gpus > 1)}; "
             f"add --num_processes {gpus} to accelerate launch"
         )
 
@@ -291,10 +292,15 @@ def check_gpu() -> None:
     is_hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
     if is_hidden or torch.cuda.is_available() or not shutil.which("nvidia-smi"):
         return
-    if subprocess.run(["nvidia-smi", "-L"], capture_output=True).returncode == 0:
+    found = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True)
+    if found.returncode == 0 and found.stdout.startswith("GPU "):
+        cuda = torch.version.cuda
+        way = (
+            f"its CUDA {cuda} wants a newer driver" if cuda else "it is a build for CPUs: rm -r .venv, and set up anew"
+        )
         raise EngineError(
-            f"this machine has a GPU that torch {torch.__version__} can't use (a build for CPUs, or a driver that is "
-            "older than its CUDA); rm -r .venv && bash launch/setup.sh, or set CUDA_VISIBLE_DEVICES= to use the CPU"
+            f"this machine has a GPU that torch {torch.__version__} can't use ({way}); CUDA_VISIBLE_DEVICES= with a "
+            "build for CPUs (OPD_BUILD=cpu bash launch/setup.sh) leaves it out"
         )
 
 

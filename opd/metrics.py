@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import resource
+import sys
 import time
 import zlib
 from collections.abc import Iterator
@@ -16,7 +17,6 @@ from torch import Tensor
 
 from opd.batch import Rollout, TokenTable
 from opd.objectives.base import Objective
-from opd.rollout.vllm import pooled_bytes
 from opd.selection.scaling import clip_at_quantile, min_max, scaled_entropy
 
 Metrics = dict[str, float | int | None]
@@ -80,7 +80,7 @@ METRICS: dict[str, tuple[str, str]] = {
     ),
     "memory/*": (
         "GiB",
-        "peak resident (CPU) or allocated (CUDA, vLLM's weights and cache left out) memory of a phase on rank 0",
+        "peak resident (CPU) or allocated (CUDA, without vLLM's weights and cache) memory of a phase on rank 0",
     ),
     "tokens_per_second": ("tokens/s", "trained tokens over time/step, all ranks together"),
 }
@@ -233,9 +233,16 @@ def reset_resident_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
+def _pooled_bytes() -> int:
+    """Bytes of weights and cache of a vLLM engine that can sleep: torch counts them as allocated while it does, too."""
+    cumem = sys.modules.get("vllm.device_allocator.cumem")
+    pools = cumem and cumem.CuMemAllocator.instance
+    return pools.get_current_usage() if pools else 0
+
+
 def _peak_gib() -> float:
     if torch.cuda.is_available():
-        return max(0, torch.cuda.max_memory_allocated() - pooled_bytes()) / 2**30
+        return max(0, torch.cuda.max_memory_allocated() - _pooled_bytes()) / 2**30
     try:
         return resident_peak() / 2**30
     except OSError:

@@ -459,9 +459,9 @@ def test_a_gpu_that_torch_can_not_use_is_said_unless_it_is_hidden(
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     driver = tmp_path / "nvidia-smi"
-    driver.write_text("#!/bin/sh\nexit 0\n")
+    driver.write_text("#!/bin/sh\necho GPU 0: a card\n")
     driver.chmod(0o755)
-    contains(refused(command, write(recipe)), "has a GPU that torch", "launch/setup.sh", "CUDA_VISIBLE_DEVICES=")
+    contains(refused(command, write(recipe)), "has a GPU that torch", "rm -r .venv", "CUDA_VISIBLE_DEVICES=")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert ended("doctor", "r.yaml")[0] == 0
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")

@@ -3,13 +3,16 @@
 What a step does to the optimizer (clipping, decay) and what is exported are read off real steps.
 """
 
+import os
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from opd import distributed
 from tests import cases
 from tests.launching import accelerate
 from tests.workers.pieces import LONG, long_rollouts
@@ -29,6 +32,17 @@ def work(tmp: Path, task: str, precision: str, *more: str, ranks: int, stage: in
 def found(folder: Path, name: str, budget: int) -> dict:
     loaded = torch.load(folder / f"{name}-{budget}.pt")
     return loaded | {"grads": {k: v.double() for k, v in loaded["grads"].items()}}
+
+
+@pytest.mark.parametrize(("asked", "bucket"), [({}, 1 << 26), ({"reduce_bucket_size": 1000}, 1000)])
+def test_deepspeed_is_told_of_buckets_that_a_gpu_can_spare_and_no_timers(asked, bucket, monkeypatch):
+    plugin = SimpleNamespace(zero_stage=2, deepspeed_config={"zero_optimization": {"stage": 2} | asked})
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    monkeypatch.setattr(distributed, "_plugin", lambda: plugin)
+    monkeypatch.setattr("accelerate.Accelerator", lambda **_: None)
+    distributed.start("bf16", max_grad_norm=1.0, trackers=[])
+    assert plugin.deepspeed_config["zero_optimization"] == {"stage": 2, "reduce_bucket_size": bucket}
+    assert plugin.deepspeed_config["timers"] == {"throughput": {"enabled": False}}
 
 
 @pytest.fixture(scope="module")

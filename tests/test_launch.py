@@ -47,7 +47,11 @@ def stand_in(folder: Path, name: str, script: str) -> None:
     ("driver", "asked", "there", "code", "word"),
     [
         ("exit 0", "", "", 0, ""),
-        ("echo GPU 0", "", "cpu", 2, "holds the cpu build and cuda is wanted"),
+        ("echo GPU 0", "", "cpu", 2, "holds the cpu build and cuda is wanted; rm -r .venv, or set OPD_BUILD=cpu"),
+        ("echo GPU 0", "", "cpu unfinished", 2, "holds the cpu build and cuda is wanted"),
+        ("echo GPU 0", "", "210768721 2979", 2, "holds the cpu build and cuda is wanted"),
+        ("echo GPU 0", "cpu", "cpu", 0, ""),
+        ("echo No devices found.", "", "cpu", 0, ""),
         ("echo it failed; exit 9", "", "cpu", 0, ""),
         ("exit 9", "", "cuda", 0, ""),
         ("exit 9", "cpu", "cuda", 2, "holds the cuda build and cpu is wanted"),
@@ -68,7 +72,8 @@ def test_an_environment_of_the_other_build_is_not_taken_for_ready(driver, asked,
         text=True,
     )
     (tmp_path / ".venv").mkdir()
-    (tmp_path / ".venv" / ".opd-ready").write_text(f"{there or 'cpu'} {files.stdout}")
+    stamp = there if " " in there else f"{there or 'cpu'} {files.stdout}"
+    (tmp_path / ".venv" / ".opd-ready").write_text(stamp)
     done = subprocess.run(
         ["bash", "launch/setup.sh"],
         cwd=tmp_path,

@@ -23,7 +23,7 @@ BLOCK_TENSORS = {"streamed": 7, "kept": 9}
 """Tensors of a block's size alive at once at the worst moment of a loss. Measured: forward KL 7, JSD 9."""
 SUMS_TENSORS = 3
 """The same of statistics, for each model."""
-LEAST_COLUMNS = 256
+LEAST_COLUMNS = {"cpu": 256, "cuda": 2048}
 """Of a strip over the most rows that go through the strips together (`streamed_rows`)."""
 MOST_PARTS = 16
 """Sums of blocks are merged so many at a time."""
@@ -53,7 +53,7 @@ def strip_columns(rows: int, *, itemsize: int, tile_bytes: int, device: str = "c
 
 def streamed_rows(*, itemsize: int, tile_bytes: int, device: str = "cpu") -> int:
     """Rows that go through the strips together where nothing is kept between sweeps."""
-    return max(1, strip_elements(itemsize=itemsize, tile_bytes=tile_bytes, device=device) // LEAST_COLUMNS)
+    return max(1, strip_elements(itemsize=itemsize, tile_bytes=tile_bytes, device=device) // LEAST_COLUMNS[device])
 
 
 def kept_rows(vocabulary: int, *, itemsize: int, tile_bytes: int) -> int:
@@ -180,6 +180,8 @@ def _sweep_bytes(shape: HeadShape, mode: Mode, *, models: int, of_loss: bool) ->
         )
     v, widest = (min(shape.vocabulary, strip_columns(rows, **size)) for rows in (n, shape.rows % max(1, n) or n))
     strips = states + models * n * (shape.vocabulary if mode == "kept" else v) * shape.working
+    if of_loss and device != "cpu":  # there each product of the gradient is made apart from its sum
+        strips += max(v, n) * shape.hidden * shape.working
     tensors = BLOCK_TENSORS[mode] if of_loss else SUMS_TENSORS * models
     moments = (
         widest * column,

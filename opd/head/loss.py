@@ -67,14 +67,14 @@ class _Given:
 class _HeadLoss(torch.autograd.Function):
     """Loss and gradient together in the forward pass: the backward multiplies by the incoming scalar, in place.
 
-    A second backward, which only tests ask for, computes them again; not where the weight was made for this pass, by
-    an adapter or as a part of a gathered one, and would have to be kept.
+    A second backward, which only tests ask for, computes them again, where the weight is a parameter itself: one that
+    was made for this pass, by an adapter or as a view of a gathered one, is let go.
     """
 
     @staticmethod
     def forward(ctx, hidden_NH, weak_NH, weight_VH, bias_V, head: HeadWeights, given):
         ctx.compute = partial(_compute, HiddenStates(hidden_NH, head), weak_NH, given, ctx.needs_input_grad[:4])
-        ctx.is_made = not weight_VH.is_leaf
+        ctx.is_parameter = weight_VH.is_leaf
         ctx.dtypes = [None if x is None else x.dtype for x in (hidden_NH, weak_NH, weight_VH, bias_V)]
         loss, ctx.grads = ctx.compute()
         return loss
@@ -83,7 +83,7 @@ class _HeadLoss(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_loss):
         grads, ctx.grads = ctx.compute()[1] if ctx.grads is None else ctx.grads, None
-        if ctx.is_made:
+        if not ctx.is_parameter:
             ctx.compute = None
         pairs = zip(grads, ctx.dtypes, strict=True)
         return (*(None if g is None else narrowed_(g.mul_(grad_loss), dtype) for g, dtype in pairs), None, None)

@@ -50,10 +50,12 @@ class HeadWeights:
         dtype = working_dtype(self.weight_VH.dtype)
         hidden_nH, is_wide = hidden_nH.to(self.weight_VH.dtype), dtype == self.weight_VH.dtype
         with torch.autocast(hidden_nH.device.type, enabled=False):
-            if hidden_nH.is_cuda and not is_wide:
+            if is_wide:
+                logits_nV = hidden_nH @ self.weight_VH.T
+            elif hidden_nH.is_cuda:
                 logits_nV = torch.mm(hidden_nH, self.weight_VH.T, out_dtype=dtype)
             else:
-                parts = self.weight_VH.split(self.vocabulary if is_wide else STRIP_COLUMNS["cpu"])
+                parts = self.weight_VH.split(STRIP_COLUMNS["cpu"])
                 logits_nV = torch.cat([hidden_nH.to(dtype) @ weight_vH.to(dtype).T for weight_vH in parts], -1)
         return self.capped(logits_nV if self.bias_V is None else logits_nV + self.bias_V)
 

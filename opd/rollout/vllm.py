@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import logging
 import os
-import sys
 import warnings
 
 import numpy as np
@@ -90,7 +89,9 @@ class VLLMEngine(RolloutEngine):
             torch.manual_seed(draws)
             np.random.seed(draws % 2**32)  # vLLM's runner V2, the default on CUDA, seeds requests without a seed by it
         if not self.llm.reset_prefix_cache():  # of other weights or prompts: what is sampled must not depend on it
-            raise EngineError("vLLM kept its prefix cache of other weights; set rollout.sleep=true, or report this")
+            raise EngineError(
+                "vLLM kept its prefix cache of other weights; take rollout.type=transformers, and report it"
+            )
         prompts = [{"prompt_token_ids": request.prompt.token_ids} for request in requests]
         params = [
             SamplingParams(
@@ -160,13 +161,6 @@ def _repack_head(model: torch.nn.Module) -> None:
     """A tied head gets no weight of its own on reload, and the CPU computes with a packed copy: pack it anew."""
     if (head := getattr(model, "lm_head", None)) is not None:  # Gemma 2's head is its embedding itself
         head.quant_method.process_weights_after_loading(head)
-
-
-def pooled_bytes() -> int:
-    """Bytes of weights and cache of the engines that can sleep, which torch counts as allocated while they do, too."""
-    cumem = sys.modules.get("vllm.device_allocator.cumem")
-    pools = cumem and cumem.CuMemAllocator.instance
-    return pools.get_current_usage() if pools else 0
 
 
 def _keep_process_group() -> None:

@@ -192,6 +192,17 @@ def test_a_frozen_part_gets_no_gradient_and_changes_no_other(trained):
         assert torch.equal(part.grad, expected[name]) if train else part.grad is None
 
 
+def test_a_weight_that_was_made_for_the_pass_is_let_go_by_its_backward():
+    """An adapter's W + BA, or a part of a gathered weight, would else live to the backward's end."""
+    models, pays = mixed(6)
+    weight_VH, ids_N = models.student.head.weight_VH.detach().requires_grad_(), torch.zeros(6, dtype=torch.long)
+    for made, kept in ((weight_VH, True), (weight_VH * 1, False)):
+        student = HiddenStates(models.student.hidden_NH, HeadWeights(made, models.student.head.bias_V))
+        loss = head_loss(student, models.teacher, pays, ids_N, HeadSettings(tile_bytes=TILE), models.weak_NH)
+        loss.backward()
+        assert (loss.grad_fn.compute is not None) is kept
+
+
 def test_a_middle_layer_that_is_not_given_is_the_last_one():
     models, _ = mixed(6)
     pay = RowsPay(OBJECTIVES["uskd"](mu=0.7), torch.ones(6), torch.ones(6))

@@ -14,10 +14,13 @@ from opd.batch import Prompt
 from opd.distributed import Ranks
 from opd.errors import EngineError
 from opd.rollout.engine import Request, RolloutEngine, Sampling
-from opd.rollout.vllm import VLLMEngine
+from opd.rollout.settings import RolloutSettings
+from opd.rollout.vllm import VLLMEngine, _device_settings
 from tests.test_architectures import FAMILIES, made
 
 GREEDY = Sampling(1, 4, 0.0)
+HOST: list[str] = []
+"""What became of pinned memory."""
 
 
 class Told:
@@ -78,7 +81,7 @@ def told(engine: VLLMEngine) -> list[str]:
 def parameters(monkeypatch: pytest.MonkeyPatch) -> None:
     """vLLM's own import takes seconds, and pinned memory needs a GPU."""
     monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(SamplingParams=dict))
-    monkeypatch.setattr(torch.accelerator, "empty_host_cache", lambda: None)
+    monkeypatch.setattr(torch.accelerator, "empty_host_cache", lambda: HOST.append("emptied"))
 
 
 def test_vllm_is_handed_what_a_checkpoint_holds():
@@ -107,8 +110,10 @@ def test_at_level_2_dropped_weights_come_anew_before_each_sampling():
     engine.sample([request], GREEDY)
     assert told(engine) == ["sleep 1", "wake weights kv_cache", "generate", "sleep 1"], "nobody could give them again"
     engine.follow(made("llama", 0).named_parameters)
+    HOST.clear()
     engine.sample([request], GREEDY)
     assert told(engine) == ["wake weights kv_cache", "generate", "sleep 2"]
+    assert HOST == ["emptied"], "the copy of the first sleep, which was of level 1, stays in pinned memory"
     engine.load(iter(()), 7)
     assert told(engine) == [] and engine.version == 7
     for _ in range(2):
@@ -143,6 +148,17 @@ def test_nothing_is_sampled_from_a_cache_of_other_weights():
     with pytest.raises(EngineError, match="kept its prefix cache"):
         engine.sample([Request(Prompt(0, [1, 3]), 0, None)], GREEDY)
     assert told(engine) == []
+
+
+def test_on_a_gpu_logits_are_the_trainers_and_the_card_is_shared(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    told = _device_settings(RolloutSettings(gpu_memory_share=0.4, sleep=False), 100)
+    assert told == {
+        "gpu_memory_utilization": 0.4,
+        "enable_sleep_mode": False,
+        "max_num_seqs": 256,
+        "hf_overrides": {"head_dtype": "float32"},
+    }
 
 
 def test_ranks_of_one_engine_draw_alike_by_torch_and_by_numpy():

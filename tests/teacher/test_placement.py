@@ -45,6 +45,14 @@ def test_auto_cuts_a_large_head_over_few_tokens():
     assert "by vocabulary over 8 ranks: a rank needs" in got.words and "token_budget 1024" in got.words
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_auto_cuts_a_70b_teachers_head_under_the_papers_micro_batches(device: str, monkeypatch):
+    """128 rollouts of up to 8,192 tokens over eight ranks: 131,072 rows, of which no device takes all at once."""
+    monkeypatch.setattr("opd.teacher.placement.device_type", lambda: device)
+    long = {"type": "transformers", "samples_per_prompt": 16, "max_new_tokens": 8192}
+    assert placed(recipe("auto", token_budget=16_384, prompts_per_step=8, rollout=long)).ranks == 8
+
+
 def test_auto_keeps_it_whole_where_parts_would_take_more():
     """A small teacher of a wide student in fp32: a part of the student's gradient is there beside the whole."""
     got = place_head(recipe("auto", precision="fp32"), config(8192), config(512), 2)

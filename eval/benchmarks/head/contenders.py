@@ -17,6 +17,7 @@ from torch import Tensor
 
 from eval.benchmarks.head.cases import BETAS, Inputs
 from opd.errors import reason_of
+from opd.head.cost import tile_bytes_of
 from opd.head.loss import head_loss
 from opd.head.pay import DensePay
 from opd.head.settings import HeadSettings
@@ -63,15 +64,18 @@ def _models(inputs: Inputs) -> tuple[HiddenStates, HiddenStates]:
     )
 
 
-def _ours(**settings: str) -> Contender:
+def _ours(**kind: str) -> Contender:
+    def settings(inputs: Inputs) -> HeadSettings:
+        return HeadSettings(**kind, tile_bytes=tile_bytes_of(None, inputs.hidden_TH.device.type))
+
     def loss(inputs: Inputs, kept_T: Tensor, known: dict[str, Tensor] | None = None) -> Tensor:
         pay = DensePay(OBJECTIVES[inputs.objective](), kept_T / kept_T.sum())
-        return head_loss(*_models(inputs), [pay], inputs.token_id_T, HeadSettings(**settings), known=known)
+        return head_loss(*_models(inputs), [pay], inputs.token_id_T, settings(inputs), known=known)
 
     def statistics(inputs: Inputs) -> dict[str, Tensor]:
         """With what the objective sums, as a step asks."""
         names = with_normalisers({*STATISTICS, OBJECTIVES[inputs.objective]().sums or STATISTICS[0]})
-        return row_statistics(names, *_models(inputs), inputs.token_id_T, HeadSettings(**settings))
+        return row_statistics(names, *_models(inputs), inputs.token_id_T, settings(inputs))
 
     return Contender(loss, statistics, loss_after=loss)
 
