@@ -15,7 +15,7 @@ from eval.tasks import Task
 from eval.tasks.base import GREEDY
 from opd.batch import Prompt
 from opd.errors import DataError, RecipeError
-from opd.grading.extract import opens_thought
+from opd.grading.extract import first_box_end, opens_thought
 from opd.prompts import render
 from opd.record import Record, Share
 from opd.rollout.engine import Sampling
@@ -156,21 +156,6 @@ def ask(
         prompts.append(Prompt(index, ids, problem))
     in_thought = opens_thought(tokenizer.decode(prompts[0].token_ids))
     return Asked(task, asking, asking.sampling(task), prompts, in_thought)
-
-
-def first_box_end(text: str) -> int | None:
-    r"""Where the first box ends whose braces close; None where there is none.
-
-    >>> first_box_end(r"so \boxed{\frac{1}{2}}, and \boxed{3}")
-    22
-    """
-    for start in (match.end() for match in re.finditer(r"\\boxed\s*\{", text)):
-        depth = 1
-        for place in range(start, len(text)):
-            depth += {"{": 1, "}": -1}.get(text[place], 0)
-            if depth == 0:
-                return place + 1
-    return None
 
 
 def few_shot(task: Task, question: str) -> str:

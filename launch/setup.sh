@@ -11,7 +11,6 @@ venv=${OPD_VENV:-.venv}
 gpu=$(nvidia-smi -L 2> /dev/null | grep '^GPU ' || true)
 files=$(cat setup.cfg launch/constraints.txt launch/setup.sh | cksum)
 ready=$(cat "$venv/.opd-ready" 2> /dev/null || true)
-case $ready in [0-9]*) ready="cpu $ready" ;; esac # as it was written once
 # A build with CUDA works on a login node too; one without would train on the CPU beside an idle GPU.
 build=$([[ -n $gpu || $ready == cuda* ]] && echo cuda || echo cpu)
 build=${OPD_BUILD:-$build}

@@ -198,8 +198,6 @@ def token_table(
     reward_B: Tensor,
     advantage_B: Tensor | None = None,
     statistics: dict[str, Tensor] | None = None,
-    *,
-    dtype: torch.dtype = torch.float32,
 ) -> TokenTable:
     """The step's table from its rollouts and the gathered statistics (columns ordered by rollout, then position)."""
     length_B = torch.tensor([r.length for r in rollouts], dtype=torch.long)
@@ -208,7 +206,7 @@ def token_table(
         rollout_C=torch.repeat_interleave(torch.arange(len(rollouts)), length_B),
         position_C=torch.cat(positions) if positions else torch.zeros(0, dtype=torch.long),
         token_id_C=torch.tensor([t for r in rollouts for t in r.completion], dtype=torch.long),
-        sampler_logprob_C=torch.tensor([x for r in rollouts for x in r.logprobs], dtype=dtype),
+        sampler_logprob_C=torch.tensor([x for r in rollouts for x in r.logprobs]),
         statistics=statistics or {},
         length_B=length_B,
         reward_B=reward_B,

@@ -69,15 +69,15 @@ def as_stored(config: Any, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tu
         yield from revert_weight_conversion(model, {name: tensor}).items()
 
 
-def model_folder(model: str, revision: str | None = None) -> Path:
+def model_folder(model: str) -> Path:
     """Where the model's files lie here, fetched from the hub if need be; ModelError in one line."""
-    load_config(model, revision)
+    load_config(model)
     if Path(model).is_dir():
         return Path(model)
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns=["*.safetensors", "*.json", "*.jinja"]))
+        return Path(snapshot_download(model, allow_patterns=["*.safetensors", "*.json", "*.jinja"]))
     except OSError as error:
         raise ModelError(f"can't fetch {model!r} ({error}); give a local folder, or try again") from None
 

@@ -274,10 +274,11 @@ def score(
     return scores, columns
 
 
-def divergences(run: Run, rollouts: list[Rollout]) -> dict[str, float]:
+def divergences(run: Run, rollouts: list[Rollout]) -> dict[str, float | int]:
     """Both KLs of the current student to the teacher on given text: mean per trained token, nats, and their number.
 
-    At the last step's temperature, so that measurements compare. `*_stderr`: of that mean, clustered by rollout.
+    At the last step's temperature, so that measurements compare. `*_stderr`: of that mean, clustered by rollout as in
+    `eval.statistics.ratio`; 0 for one rollout.
     """
     names = frozenset({"reverse_kl", "forward_kl"})
     batches = micro_batches(run, rollouts)
@@ -286,11 +287,12 @@ def divergences(run: Run, rollouts: list[Rollout]) -> dict[str, float]:
     _, columns = score(run, batches, names, replace(head_settings(last, run.stop), candidates=0))
     tokens = sum(r.length for r in rollouts)
     table = token_table(rollouts, torch.full((len(rollouts),), math.nan))
-    found: dict[str, float] = {"tokens": tokens}
+    found: dict[str, float | int] = {"tokens": tokens}
     for name, column in gather(run.ranks, batches, columns, tokens).items():
         mean = column.double().mean()
         sums_B = torch.zeros(len(rollouts), dtype=torch.float64).index_add(0, table.rollout_C, column.double() - mean)
-        found |= {name: float(mean), f"{name}_stderr": float((sums_B**2).sum().sqrt() / max(1, tokens))}
+        variance = sums_B.var() * len(rollouts) if len(rollouts) > 1 else torch.zeros(())  # the sums add up to 0
+        found |= {name: float(mean), f"{name}_stderr": float(variance.sqrt() / max(1, tokens))}
     return found
 
 

@@ -66,7 +66,7 @@ class SelectiveHead(nn.Module):
         """
         rows, shard, (own, others) = OwnRows(), teacher.shard, self._heads(teacher)
         if shard is not None:
-            rows = AllRows.of(len(hidden_CH), hidden_CH.device, shard.group)
+            rows = AllRows.of(len(hidden_CH), hidden_CH.device)
             shard = replace(shard, rows=rows)
         student, teacher = HiddenStates(hidden_CH, own), HiddenStates(teacher.hidden_NH, others)
         token_id_N = rows.gather({"token_id": token_id_C})["token_id"]

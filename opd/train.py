@@ -32,7 +32,7 @@ from opd.report.card import write_cards
 from opd.report.plot import plot_run
 from opd.report.progress import Progress, describe
 from opd.report.rollouts import record_rollouts
-from opd.report.stops import STOP_ROLLOUTS, say_stops, stop_report
+from opd.report.stops import probe, say_stops, stop_report
 from opd.report.table import print_summary
 from opd.report.trackers import log_samples, start_trackers
 from opd.rollout.files import write_rollouts
@@ -135,7 +135,7 @@ def measure_stops(checked: Checked) -> list[str]:
     rows = shared_rows(models)
     stop = checked.stop.within(rows)
     run = Run(recipe, models.student, models.teacher, ranks, layout_of(recipe), None, Clock(), stop, rows)
-    rollouts = source_for(checked, models.engine)(schedules.at(recipe, 0).rollout, 0)[:STOP_ROLLOUTS]
+    rollouts = probe(recipe, source_for(checked, models.engine))
     lines, _ = stop_report(run, checked.stop, rollouts, checked.tokenizer)
     if models.engine is not None:
         models.engine.close()

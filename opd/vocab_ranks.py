@@ -1,9 +1,8 @@
-"""Ranks that share a head by vocabulary: what `opd/head/shard.py` asks of them, over a process group."""
+"""Ranks that share a head by vocabulary: what `opd/head/shard.py` asks of them, over the process group."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,37 +15,36 @@ from opd.head.weights import HiddenStates
 
 @dataclass(frozen=True)
 class RankShard(VocabShard):
-    """A shard on each rank of a process group, in order of rank.
+    """A shard on each rank of the process group, in order of rank.
 
     rows: whose states are where; set for each micro-batch before the head runs.
     """
 
-    group: Any = None
     rows: AllRows | None = None
 
     @classmethod
-    def of_rank(cls, vocabulary: int, group: Any = None) -> RankShard:
+    def of_rank(cls, vocabulary: int) -> RankShard:
         """Equal parts; the first ones take what is left over. Raises ValueError for fewer outcomes than ranks."""
-        ranks, rank = dist.get_world_size(group), dist.get_rank(group)
+        ranks, rank = dist.get_world_size(), dist.get_rank()
         if vocabulary < ranks:
             raise ValueError(f"{vocabulary} outcomes can't be cut for {ranks} ranks; give each at least one")
         size, more = divmod(vocabulary, ranks)
         start = rank * size + min(rank, more)
-        return cls(start, start + size + (rank < more), vocabulary, size + (more > 0), group)
+        return cls(start, start + size + (rank < more), vocabulary, size + (more > 0))
 
     def sum(self, tensor: Tensor) -> Tensor:
         total = tensor.clone(memory_format=torch.contiguous_format)  # NCCL takes no other
-        dist.all_reduce(total, group=self.group)
+        dist.all_reduce(total)
         return total
 
     def gather(self, tensor: Tensor) -> Tensor:
-        return _gathered(tensor, self.group)
+        return _gathered(tensor)
 
     def slab(self, states: HiddenStates, rows_n: Tensor) -> HiddenStates:
         slab_nH = states.hidden_NH.new_zeros(len(rows_n), states.hidden_NH.shape[1])
         there, here = self.rows.meet(rows_n)
         slab_nH[there] = states.hidden_NH[here]
-        dist.all_reduce(slab_nH, group=self.group)
+        dist.all_reduce(slab_nH)
         return replace(states, hidden_NH=slab_nH)
 
     def add_rows(self, sum_NH: Tensor, rows_n: Tensor, grad_nH: Tensor) -> None:
@@ -54,10 +52,10 @@ class RankShard(VocabShard):
         sum_NH[here] += self.sum(grad_nH)[there]
 
 
-def _gathered(tensor: Tensor, group: Any) -> Tensor:
+def _gathered(tensor: Tensor) -> Tensor:
     """[R, …]: every rank's, in order of rank."""
-    parts = tensor.new_empty(dist.get_world_size(group), *tensor.shape)
-    dist.all_gather(list(parts.unbind()), tensor.contiguous(), group=group)
+    parts = tensor.new_empty(dist.get_world_size(), *tensor.shape)
+    dist.all_gather(list(parts.unbind()), tensor.contiguous())
     return parts
 
 
@@ -92,13 +90,12 @@ class AllRows(OwnRows):
 
     sizes: tuple[int, ...]
     rank: int
-    group: Any = None
 
     @classmethod
-    def of(cls, rows: int, device: torch.device, group: Any = None) -> AllRows:
+    def of(cls, rows: int, device: torch.device) -> AllRows:
         """Where this rank has so many; collective."""
-        sizes = _gathered(torch.tensor(rows, device=device), group).tolist()
-        return cls(tuple(sizes), dist.get_rank(group), group)
+        sizes = _gathered(torch.tensor(rows, device=device)).tolist()
+        return cls(tuple(sizes), dist.get_rank())
 
     @property
     def place(self) -> slice:
@@ -127,7 +124,7 @@ class AllRows(OwnRows):
     def _whole(self, column: Tensor) -> Tensor:
         padded = column.new_zeros(max(self.sizes), *column.shape[1:])
         padded[: len(column)] = column
-        parts = _gathered(padded, self.group)
+        parts = _gathered(padded)
         return torch.cat([part[:size] for part, size in zip(parts, self.sizes, strict=True)])
 
 

@@ -49,7 +49,6 @@ def stand_in(folder: Path, name: str, script: str) -> None:
         ("exit 0", "", "", 0, ""),
         ("echo GPU 0", "", "cpu", 2, "holds the cpu build and cuda is wanted; rm -r .venv, or set OPD_BUILD=cpu"),
         ("echo GPU 0", "", "cpu unfinished", 2, "holds the cpu build and cuda is wanted"),
-        ("echo GPU 0", "", "210768721 2979", 2, "holds the cpu build and cuda is wanted"),
         ("echo GPU 0", "cpu", "cpu", 0, ""),
         ("echo No devices found.", "", "cpu", 0, ""),
         ("echo it failed; exit 9", "", "cpu", 0, ""),

@@ -3,7 +3,6 @@
 import ast
 import re
 from collections.abc import Iterator
-from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -130,23 +129,5 @@ def test_no_function_takes_more_than_eight_parameters(path):
     assert {n.name: count(n) for n in functions if count(n) > 8} == {}, "a command alone is as wide as its options"
 
 
-def documented(key: str) -> bool:
-    return any(fnmatch(key, pattern) for pattern in METRICS)
-
-
 def test_every_row_of_the_table_has_a_meaning():
     assert all(meaning.strip() and isinstance(unit, str) for unit, meaning in METRICS.values())
-
-
-def test_every_metric_that_the_step_names_itself_is_documented():
-    """The literal keys of the dictionaries that `step` and `log_step` add."""
-    keys = set()
-    for file, function in (("opd/step.py", "step"), ("opd/train.py", "log_step")):
-        node = next(n for n in TREES[ROOT / file].body if isinstance(n, Function) and n.name == function)
-        for inner in ast.walk(node):
-            if isinstance(inner, ast.AugAssign) and isinstance(inner.value, ast.Dict):
-                keys |= {k.value for k in inner.value.keys if isinstance(k, ast.Constant)}
-            if isinstance(inner, ast.Call) and getattr(inner.func, "attr", "") == "update":
-                keys |= {k.arg for k in inner.keywords if k.arg}
-    assert "lr" in keys
-    assert [key for key in sorted(keys) if not documented(key) and key != "step"] == []

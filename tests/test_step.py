@@ -3,10 +3,11 @@
 import pytest
 import torch
 
+from eval.statistics import ratio
 from opd import step as step_module
 from opd.objectives import OBJECTIVES
 from opd.selection import SELECTORS
-from tests import cases
+from tests import cases, reference
 
 
 def taken(name: str, *, tied: bool = False, seed: int = 0, **more):
@@ -47,6 +48,19 @@ def test_one_pass_equals_score_then_train(name: str, monkeypatch: pytest.MonkeyP
     assert cases.relative_error(fast, slow) < 1e-12
     once.metrics.pop("time/score", None)
     assert once.metrics == pytest.approx(twice.metrics, abs=1e-12, nan_ok=True)
+
+
+@pytest.mark.parametrize("count", [1, 11])
+def test_divergences_are_means_over_tokens_clustered_by_rollout(count: int):
+    run, rollouts = cases.run(cases.recipe("soft_or_batch", token_budget=64)), cases.rollouts()[:count]
+    found = step_module.divergences(run, rollouts)
+    ours, theirs = reference.both(cases.model(1, hidden=16), cases.model(2, hidden=24), rollouts)
+    for name, first, second in (("reverse_kl", ours, theirs), ("forward_kl", theirs, ours)):
+        sums = [float(reference.kl(p, q).sum().detach()) for p, q in zip(first, second, strict=True)]
+        expected = ratio(sums, [r.length for r in rollouts])
+        assert found[name] == pytest.approx(expected["score"], rel=1e-5)
+        assert found[f"{name}_stderr"] == pytest.approx(expected["stderr"], rel=1e-5)
+    assert found["tokens"] == sum(r.length for r in rollouts)
 
 
 def test_a_batch_scope_is_never_one_pass():

@@ -3,6 +3,7 @@
 import json
 import warnings
 from dataclasses import replace
+from fnmatch import fnmatch
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +16,7 @@ from opd.config import Recipe
 from opd.distributed import Ranks, Update
 from opd.doctor import Checked
 from opd.errors import TrainingError
+from opd.metrics import METRICS
 from opd.parts import Parts
 from opd.prompts import PromptSet
 from opd.rollout.files import read_rollouts, recorded_temperature, step_file
@@ -52,7 +54,7 @@ class MainTrainer(cases.PlainTrainer):
 def parts_of(recipe: Recipe, folder: Path, source: Source, *, lost: set[int] = frozenset()) -> Parts:
     tokenizer, stop = character_tokenizer(), StopTokens([2], [5], recipe.stop_class)
     head = Placement(1, 37, "one rank")
-    checked = Checked(recipe, tokenizer, tokenizer, PromptSet([], 0, 0), stop, None, None, head)
+    checked = Checked(recipe, tokenizer, PromptSet([], 0, 0), stop, None, None, head)
     run_folder = RunFolder(folder)
     if not folder.exists():
         run_folder.create(recipe)
@@ -131,6 +133,7 @@ def test_a_step_takes_its_ramps_values_and_logs_them(tmp_path: Path):
     files = [step_file(tmp_path / "run" / "rollouts", index) for index in range(3)]
     assert [recorded_temperature(file) for file in files] == seen, "a recorded source can be checked against it"
     assert [line["lr"] for line in lines] == pytest.approx([1e-3, 2e-3 / 3, 1e-3 / 3])
+    assert [key for key in lines[0] if not any(fnmatch(key, pattern) for pattern in METRICS)] == []
     counts = [[max(1, int(k * r.length)) if r.length else 0 for r in cases.rollouts()] for k in (0.2, 0.4, 0.6)]
     assert [line["term0/tokens"] for line in lines] == [sum(c) for c in counts]
 

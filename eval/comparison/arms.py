@@ -16,11 +16,6 @@ class Arm:
     also: tuple[str, ...] = ()
     once: bool = False
 
-    @property
-    def share(self) -> str:
-        """`20` of soft_or-20; empty for full."""
-        return self.name.partition("-")[2]
-
     def overrides(self, seed: int, terms: int = 1) -> list[str]:
         """What `opd train` is told beside a recipe of so many terms."""
         selects = [f"loss.{i}.select={json.dumps(self.select)}" for i in range(terms)]

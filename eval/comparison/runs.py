@@ -25,7 +25,7 @@ from opd.recipe_text import load_recipe, parse_recipe
 from opd.run import recipe_differences
 
 THREADS = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-QUIET = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "DS_ACCELERATOR": "cpu"}
+QUIET = {"TOKENIZERS_PARALLELISM": "false"}
 
 Runner = Callable[[list[str], Path], None]
 """command, log file → the command has run; raises TrainingError where it failed."""

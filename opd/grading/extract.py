@@ -124,7 +124,7 @@ def boxed(text: str) -> str:
     contents: list[str] = []
     start = len(text)
     for box in reversed(boxes[-MOST_BOXES:]):
-        content, end = (box["bare"], box.end()) if box["bare"] else _braced(text, box.end())
+        content, end = _content(text, box)
         if contents and (end > start or not BETWEEN_BOXES.match(text, end, start)):
             break
         if not content.strip():
@@ -132,6 +132,16 @@ def boxed(text: str) -> str:
         contents.insert(0, content.strip())
         start = box.start()
     return ",".join(dict.fromkeys(contents))
+
+
+def first_box_end(text: str) -> int | None:
+    r"""Where the first box ends that holds something and is closed; None where there is none.
+
+    >>> first_box_end(r"so \boxed{\frac{1}{2}}, and \boxed{3}"), first_box_end(r"\boxed{1")
+    (22, None)
+    """
+    found = (_content(text, box) for box in BOX.finditer(text))
+    return next((end for content, end in found if content.strip()), None)
 
 
 def after_phrase(text: str) -> str:
@@ -215,6 +225,11 @@ def _last(text: str) -> str:
 
 def _inside(span: re.Match[str]) -> str:
     return next(group for group in span.groups() if group).strip()
+
+
+def _content(text: str, box: re.Match[str]) -> tuple[str, int]:
+    """What a box holds, and where it ends; nothing where it is not closed."""
+    return (box["bare"], box.end()) if box["bare"] else _braced(text, box.end())
 
 
 def _braced(text: str, start: int) -> tuple[str, int]:

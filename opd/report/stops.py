@@ -10,22 +10,28 @@ from transformers import PreTrainedTokenizerBase
 
 from opd import schedules
 from opd.batch import Rollout
+from opd.config import Recipe
 from opd.rollout.source import Source
 from opd.step import Run, gather, head_settings, micro_batches, score
 from opd.stop import StopTokens
 
 STOP_ROLLOUTS = 32
-"""Rollouts on which stopping is measured before step 1."""
+"""At most."""
 
 
 def say_stops(run: Run, stop: StopTokens, source: Source, tokenizer: PreTrainedTokenizerBase) -> None:
     """What student and teacher declare and do where rollouts end, measured before step 1; warns where they differ."""
-    few = schedules.at(run.recipe, 0).rollout.model_copy(update={"samples_per_prompt": 1})
-    lines, differs = stop_report(run, stop, source(few, 0)[:STOP_ROLLOUTS], tokenizer)
+    lines, differs = stop_report(run, stop, probe(run.recipe, source), tokenizer)
     if run.ranks.is_main:
         print("\n".join(lines), flush=True)
         if differs:
             warnings.warn(lines[-1], stacklevel=2)
+
+
+def probe(recipe: Recipe, source: Source) -> list[Rollout]:
+    """Rollouts of the first step on which stopping is measured: one a prompt, and few."""
+    few = schedules.at(recipe, 0).rollout.model_copy(update={"samples_per_prompt": 1})
+    return source(few, 0)[:STOP_ROLLOUTS]
 
 
 def stop_report(

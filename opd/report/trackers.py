@@ -64,11 +64,10 @@ def leaves(value: Any, where: str = "") -> dict[str, Any]:
 
 def log_samples(trackers: list[Any], outcome: StepResult, checked: Checked, *, step: int) -> None:
     """A table of the step's first `metrics.rollouts` rollouts, each token with what it weighed."""
-    if not trackers:
-        return
-    rows = [_row(i, outcome, checked.tokenizer, step) for i in range(len(outcome.rollouts))]
-    for tracker in trackers:
-        TABLES[tracker.name](tracker, rows[: checked.recipe.metrics.rollouts], step)
+    shown = min(len(outcome.rollouts), checked.recipe.metrics.rollouts) if trackers else 0
+    rows = [_row(i, outcome, checked.tokenizer, step) for i in range(shown)]
+    for tracker in trackers if rows else []:
+        TABLES[tracker.name](tracker, rows, step)
 
 
 def _row(i: int, outcome: StepResult, tokenizer: PreTrainedTokenizerBase, step: int) -> list[Any]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from eval.comparison.arms import ARMS, Arm, arms_named
+from eval.comparison.arms import ARMS, arms_named
 from eval.comparison.report import report
 from eval.comparison.results import outcome, results_of
 from eval.comparison.runs import by_command, jobs_of, run_all, teacher_score
@@ -73,7 +73,7 @@ def test_every_arm_is_a_recipe():
         assert (recipe.seed, recipe.name) == (3, f"{arm.name}-3")
         assert recipe.loss[0].select.type == arm.select["type"]
         if "keep" in arm.select:
-            assert recipe.loss[0].select.keep == int(arm.share) / 100
+            assert recipe.loss[0].select.keep == int(arm.name.partition("-")[2]) / 100
     assert {arm.select["type"] for arm in ARMS} <= set(SELECTORS)
     assert len({arm.name for arm in ARMS}) == len(ARMS)
 
@@ -196,7 +196,3 @@ def test_the_committed_table_follows_from_the_committed_runs():
     runs = {arm: {int(seed): o for seed, o in by_seed.items()} for arm, by_seed in results["runs"].items()}
     again = results_of(runs, results["teacher"])
     assert f"{table(again)}\n{caption(again)}\n" == (RECIPE.parent / "table.md").read_text()
-
-
-def test_shares_are_read_from_names():
-    assert [Arm(name, {}).share for name in ("full", "soft_or-20")] == ["", "20"]

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from opd.report.trackers import COLUMNS, TABLES, leaves, start_settings, start_trackers
+from opd.report.trackers import COLUMNS, TABLES, leaves, log_samples, start_settings, start_trackers
 from opd.run import RunFolder
 from opd.train import one_step
 from tests import cases
@@ -106,6 +106,18 @@ def test_mlflow_holds_the_recipe_metrics_and_a_table(tracked, tmp_path):
     assert [m.step for m in mlflow.MlflowClient().get_metric_history(run.info.run_id, "loss")] == [1, 2]
     (table,) = Path(mlflow.artifacts.download_artifacts(run_id=run.info.run_id, artifact_path="rollouts")).iterdir()
     assert list(json.loads(table.read_text())) == COLUMNS
+
+
+@pytest.mark.parametrize(("rollouts", "expected"), [(2, [0, 1, "table"]), (0, [])])
+def test_only_the_rollouts_that_a_table_shows_are_decoded(rollouts, expected, tmp_path, monkeypatch):
+    shown: list[int | str] = []
+    monkeypatch.setattr("opd.report.trackers._row", lambda i, *_: shown.append(i) or [i])
+    monkeypatch.setitem(TABLES, "mine", lambda tracker, rows, step: shown.append("table"))
+    parts = parts_of(cases.recipe(metrics={"rollouts": rollouts}), tmp_path / "run", lambda *_: [])
+    outcome = cases.taken(parts.run, cases.rollouts())
+    for trackers in ([SimpleNamespace(name="mine")], []):
+        log_samples(trackers, outcome, parts.checked, step=1)
+    assert shown == expected
 
 
 def test_every_tracker_of_the_recipe_takes_tables():

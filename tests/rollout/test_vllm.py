@@ -13,9 +13,9 @@ import torch
 from opd.batch import Prompt
 from opd.distributed import Ranks
 from opd.errors import EngineError
-from opd.rollout.engine import Request, RolloutEngine, Sampling
+from opd.rollout.engine import Request, Sampling
 from opd.rollout.settings import RolloutSettings
-from opd.rollout.vllm import VLLMEngine, _device_settings
+from opd.rollout.vllm import VLLMEngine
 from tests.test_architectures import FAMILIES, made
 
 GREEDY = Sampling(1, 4, 0.0)
@@ -26,12 +26,13 @@ HOST: list[str] = []
 class Told:
     """Stands for vLLM's LLM on a GPU: notes what it was told, and fails where a real one would."""
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, model: str, **settings: Any) -> None:
+        self.settings = settings
         self.said: list[str] = []
         self.handed: list[str] = []
         self.there, self.lost = {"weights", "kv_cache"}, False
         self.is_full = self.is_busy = False
-        self.model_config = SimpleNamespace(hf_text_config=config)
+        self.model_config = SimpleNamespace(hf_text_config=FAMILIES[model])
 
     def sleep(self, level: int) -> None:
         self.said.append(f"sleep {level}")
@@ -60,15 +61,11 @@ class Told:
         return [SimpleNamespace(outputs=[said]) for _ in prompts]
 
 
-def engine_at(level: int, family: str = "llama") -> VLLMEngine:
-    """An engine that has just started and rests."""
-    engine = VLLMEngine.__new__(VLLMEngine)
-    RolloutEngine.__init__(engine, Ranks())
-    engine.config, engine.stop = FAMILIES[family], [2]
-    engine.sleep_level, engine.asleep, engine.is_empty = level, set(), False
-    engine.llm = Told(engine.config)
-    engine._rest()
-    return engine
+def engine_at(level: int, family: str = "llama", **settings: Any) -> VLLMEngine:
+    """An engine that has just started and rests: on a CPU at level 0, else on a GPU."""
+    torch.cuda.is_available = lambda: level > 0
+    chosen = RolloutSettings(sleep_level=max(1, level), **settings)
+    return VLLMEngine(family, chosen, Ranks(), dtype=torch.bfloat16, max_tokens=100, stop=[2], seed=7)
 
 
 def told(engine: VLLMEngine) -> list[str]:
@@ -80,7 +77,9 @@ def told(engine: VLLMEngine) -> list[str]:
 @pytest.fixture(autouse=True)
 def parameters(monkeypatch: pytest.MonkeyPatch) -> None:
     """vLLM's own import takes seconds, and pinned memory needs a GPU."""
-    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(SamplingParams=dict))
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(SamplingParams=dict, LLM=Told))
+    monkeypatch.setattr("opd.rollout.vllm.load_config", lambda model, revision: FAMILIES[model])
+    monkeypatch.setattr(torch.cuda, "is_available", torch.cuda.is_available)  # put back after `engine_at`
     monkeypatch.setattr(torch.accelerator, "empty_host_cache", lambda: HOST.append("emptied"))
 
 
@@ -150,14 +149,34 @@ def test_nothing_is_sampled_from_a_cache_of_other_weights():
     assert told(engine) == []
 
 
-def test_on_a_gpu_logits_are_the_trainers_and_the_card_is_shared(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    told = _device_settings(RolloutSettings(gpu_memory_share=0.4, sleep=False), 100)
-    assert told == {
+ALIKE = {
+    "revision": None,
+    "dtype": "bfloat16",
+    "max_model_len": 100,
+    "logprobs_mode": "processed_logprobs",
+    "seed": 7,
+    "distributed_executor_backend": None,
+    "tensor_parallel_size": 1,
+    "disable_log_stats": True,
+    "use_tqdm_on_load": False,
+}
+
+
+def test_on_a_gpu_logits_are_the_trainers_and_the_card_is_shared():
+    assert engine_at(1, gpu_memory_share=0.4).llm.settings == ALIKE | {
         "gpu_memory_utilization": 0.4,
-        "enable_sleep_mode": False,
+        "enable_sleep_mode": True,
         "max_num_seqs": 256,
         "hf_overrides": {"head_dtype": "float32"},
+    }
+
+
+def test_on_a_cpu_prompts_are_read_whole_and_the_cache_has_its_size():
+    assert engine_at(0, kv_cache_mib=64).llm.settings == ALIKE | {
+        "kv_cache_memory_bytes": 64 << 20,
+        "enforce_eager": True,
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": 4096,
     }
 
 
@@ -167,7 +186,7 @@ def test_ranks_of_one_engine_draw_alike_by_torch_and_by_numpy():
     for own in range(2):
         torch.manual_seed(own), np.random.seed(own)
         engine = engine_at(0)
-        engine.ranks_per_engine, engine.seed, engine.calls = 2, 7, 0
+        engine.ranks_per_engine = 2
         for _ in range(2):
             engine.sample([Request(Prompt(0, [1, 3]), 0, None)], GREEDY)
             drawn.append((int(np.random.randint(2**62)), float(torch.rand(()))))

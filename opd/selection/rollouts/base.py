@@ -41,7 +41,7 @@ class CountingSelector(RolloutSelector):
     per: Literal["prompt", "step"] = "prompt"
     """prompt: N of each prompt's rollouts. step: N of the whole step's, whichever prompts they answer (D³S's Cross)."""
     multiple: PositiveInt = 1
-    """N is rounded, half up, to a multiple of this (and to no fewer), so that ranks can share."""
+    """N is rounded, half up, to a multiple of this, and to no fewer."""
 
     @model_validator(mode="after")
     def _multiple_is_not_ignored(self) -> CountingSelector:
