@@ -9,6 +9,7 @@ from pathlib import Path
 
 from opd.distributed import Trainer
 from opd.errors import RunError
+from opd.run import checkpoints_in
 
 
 def save(folder: Path, trainer: Trainer, *, steps: int, keep: int) -> None:
@@ -28,14 +29,14 @@ def save(folder: Path, trainer: Trainer, *, steps: int, keep: int) -> None:
         _sync_tree(aside)
         aside.replace(final)
         _sync(folder)
-        for old in all_checkpoints(folder)[:-keep]:
+        for old in checkpoints_in(folder)[:-keep]:
             shutil.rmtree(old.replace(old.with_name(f".{old.name}.old")))
     ranks.barrier()
 
 
 def load(folder: Path, trainer: Trainer) -> int:
     """Continue from the newest checkpoint; returns its steps. RunError if another rank count or ZeRO stage wrote it."""
-    newest = all_checkpoints(folder)[-1]
+    newest = checkpoints_in(folder)[-1]
     state = json.loads((newest / "state.json").read_text())
     for name, now in {"ranks": trainer.ranks.count, "zero": trainer.zero_stage}.items():
         if state[name] != now:
@@ -45,11 +46,6 @@ def load(folder: Path, trainer: Trainer) -> int:
             )
     trainer.load(newest)
     return state["steps"]
-
-
-def all_checkpoints(folder: Path) -> list[Path]:
-    """Whole checkpoints, oldest first."""
-    return sorted(folder.glob("step-*"))
 
 
 def _sync_tree(folder: Path) -> None:

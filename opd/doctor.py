@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from reprlib import repr as short
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -102,8 +103,8 @@ def check(recipe: Recipe, make_evaluation: MakeEvaluation) -> Checked:
     recipe = settle_attention(recipe, *configs)
     teacher_head = place_head(recipe, *configs, world_size())
     check_models(recipe, configs)
-    check_recorded(recipe, min(sizes))
     prompts = load_prompts(recipe.prompts, tokenizer)
+    check_recorded(recipe, prompts, min(sizes))
     check_enough(recipe, prompts)
     evaluations = evaluations_of(recipe, tokenizers, configs, make_evaluation)
     if recipe.hub is not None and is_main_process():
@@ -129,7 +130,7 @@ def check_models(recipe: Recipe, configs: list[Any]) -> None:
     check_experts(recipe.rollout, configs[0], student.model)
     check_sleep(recipe.rollout, configs[0], student.model)
     if student.lora is not None:
-        check_adapters(empty_model(configs[0]), student.lora)
+        check_adapters(empty_model(configs[0]), student.lora, student)
     in_engine = [student, *([recipe.teacher] if recipe.evaluate is not None and recipe.evaluate.teacher else [])]
     for config, spec in zip(configs, (student, recipe.teacher), strict=True):
         check_attention(spec, config)
@@ -176,8 +177,12 @@ def check_needs(recipe: Recipe) -> None:
                 )
 
 
-def check_recorded(recipe: Recipe, vocabulary: int) -> None:
-    """DataError if recorded rollouts are missing, broken, too few, or sampled at another temperature."""
+def check_recorded(recipe: Recipe, prompts: PromptSet, vocabulary: int) -> None:
+    """DataError if recorded rollouts are missing, broken, too few, sampled at another temperature, or graded anew.
+
+    They carry the answers that the recipe which recorded them read.
+    """
+    known = {tuple(prompt.token_ids): prompt.extra.get("answer") for prompt in prompts.prompts}
     for step in range(recipe.steps if recipe.rollout.path is not None else 0):
         path = step_file(recipe.rollout.path, step)
         try:
@@ -186,6 +191,8 @@ def check_recorded(recipe: Recipe, vocabulary: int) -> None:
             raise DataError(f"{path} does not hold rollouts ({error}); record them again") from None
         _check_recorded_step(schedules.at(recipe, step), path, rollouts, vocabulary)
         _check_recorded_temperature(schedules.at(recipe, step), path, temperature)
+        if recipe.prompts.answer is not None:
+            _check_recorded_answers(path, rollouts, known)
 
 
 def _check_recorded_step(recipe: Recipe, path: Path, rollouts: list[Rollout], vocabulary: int) -> None:
@@ -201,6 +208,16 @@ def _check_recorded_step(recipe: Recipe, path: Path, rollouts: list[Rollout], vo
         raise DataError(f"{path}: a rollout of {longest} tokens passes token_budget {recipe.token_budget}; raise it")
     if largest >= vocabulary:
         raise DataError(f"{path}: token id {largest} is beyond the models' {vocabulary}; record with this student")
+
+
+def _check_recorded_answers(path: Path, rollouts: list[Rollout], known: dict[tuple[int, ...], str | None]) -> None:
+    for rollout in rollouts:
+        answer = rollout.extra.get("answer")
+        if answer is None or answer != known.get(tuple(rollout.prompt), answer):
+            raise DataError(
+                f"{path} holds a rollout whose known answer is {short(answer)}, which is not this recipe's "
+                "prompts.answer of that prompt; record with the same prompts, or leave prompts.answer out"
+            )
 
 
 def _check_recorded_temperature(recipe: Recipe, path: Path, temperature: float | None) -> None:

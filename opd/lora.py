@@ -7,6 +7,7 @@ takes `effective_weight`.
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -136,6 +137,12 @@ def plain_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     }
 
 
+def plain_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """What a checkpoint holds beside parameters, and nothing trains: a scale of a layer, a bias of a router."""
+    stored = model.state_dict().keys()
+    return {name.replace(".base_layer.", "."): b for name, b in model.named_buffers() if name in stored}
+
+
 def is_linear(layer: nn.Module) -> bool:
     """Whether a layer is x Wᵀ + b and nothing else: no adapter, not quantized."""
     return type(layer).forward is nn.Linear.forward
@@ -177,31 +184,49 @@ def targeted(model: Any, targets: Iterable[str]) -> list[str]:
     return list(chosen)
 
 
-def check_adapters(model: Any, settings: LoraSettings) -> None:
-    """RecipeError for targets that name no layer, and for a rank that is none below every targeted layer's own."""
+def check_adapters(model: Any, settings: LoraSettings, base: ModelSettings) -> None:
+    """RecipeError for targets that name no layer, for a rank that is none below every layer's own, and by `attach`.
+
+    model: on the meta device, to throw away.
+    """
     most = max(min(model.get_submodule(name).weight.shape) for name in targeted(model, settings.targets))
     if settings.rank >= most:
         raise RecipeError(
             f"student.lora.rank {settings.rank} is not low: no targeted layer has a rank above {most}; lower it, or "
             "leave student.lora out, which trains every weight"
         )
+    attach(model, settings, base, seed=0)
 
 
 def attach(model: Any, settings: LoraSettings, base: ModelSettings, *, seed: int) -> None:
-    """Freeze the model and put fresh adapters beside its targeted layers: A random by `seed`, B 0, in its own dtype."""
+    """Freeze the model and put fresh adapters beside its targeted layers: A random by `seed`, B 0, in its own dtype.
+
+    RecipeError where peft puts them elsewhere: of a model whose experts transformers fuses, it takes the name of any
+    `down_proj`, a dense layer's too, for theirs.
+    """
     from peft import LoraConfig, inject_adapter_in_model
 
+    names = targeted(model, settings.targets)
     config = LoraConfig(
         task_type="CAUSAL_LM",
         base_model_name_or_path=base.model,
         revision=base.revision,
         r=settings.rank,
         lora_alpha=settings.alpha,
-        target_modules=targeted(model, settings.targets),
+        target_modules=names,
     )
-    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+    with (
+        torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore", RuntimeWarning)  # of peft's renaming: what came of it is looked at below
         torch.manual_seed(seed_for("lora", seed))
         inject_adapter_in_model(config, model, ADAPTER)
+    if without := sorted(set(names) - adapters(model).keys()):
+        raise RecipeError(
+            f"student.lora.targets: peft puts the adapters of {', '.join(without[:3])}{' …' * (len(without) > 3)} on "
+            "this model's experts, which can't be adapted here; name its attention's layers alone"
+        )
 
 
 def _untied_head(model: Any) -> str:

@@ -69,7 +69,7 @@ def plan(recipe: Recipe, table: TokenTable, index: int) -> list[TermPlan]:
     kept = table.rows(rows_c)
     plans = [_of_term(recipe, kept, index, number) for number in range(len(recipe.loss))]
     if table.advantage_B[table.rollout_C].isnan().any():  # no choice can be trusted: the step must be skipped
-        plans = [replace(p, weight_C=torch.full_like(p.weight_C, torch.nan)) for p in plans]
+        plans = [_lost(p) for p in plans]
     return [_spread(p, rows_c, len(table)) for p in plans]
 
 
@@ -94,6 +94,12 @@ def _of_term(recipe: Recipe, table: TokenTable, index: int, number: int) -> Term
     if isinstance(term.objective, RowsObjective):
         return TermPlan(weight_C, count, constant_C=term.objective.constants(table, weight_C))
     return TermPlan(weight_C, count)
+
+
+def _lost(p: TermPlan) -> TermPlan:
+    """The same with NaN in the place of all that is paid."""
+    chosen = p.chosen and replace(p.chosen, value=p.chosen.value * torch.nan, slope_CK=p.chosen.slope_CK * torch.nan)
+    return replace(p, weight_C=torch.full_like(p.weight_C, torch.nan), chosen=chosen)
 
 
 def _spread(p: TermPlan, rows_c: Tensor, total: int) -> TermPlan:

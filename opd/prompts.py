@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -28,6 +29,12 @@ class PromptSet:
     prompts: list[Prompt]
     too_long: int
     duplicates: int
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of their token ids and known answers, in order."""
+        known = [(prompt.token_ids, prompt.extra.get("answer")) for prompt in self.prompts]
+        return hashlib.sha256(repr(known).encode()).hexdigest()
 
     def of_step(self, step: int, count: int, *, seed: int) -> list[Prompt]:
         """The step's prompts: the data in a new seeded order each epoch, none lost between epochs."""

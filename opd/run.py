@@ -1,16 +1,18 @@
 """The run folder: what a run leaves behind, and what it refuses to overwrite.
 
 runs/<recipe>-<time>/
-  recipe.yaml  metrics.jsonl  rollouts/step-*.jsonl  fixed_text.jsonl  answers/  scores.json  checkpoints/  best/
-  model/  plot.png  summary.json  and, where training was lost, nonfinite.jsonl
+  recipe.yaml  prompts.sha256  metrics.jsonl  rollouts/step-*.jsonl  fixed_text.jsonl  answers/  scores.json
+  checkpoints/  best/  model/  plot.png  summary.json  and, where training was lost, nonfinite.jsonl
 """
 
 from __future__ import annotations
 
+import fcntl
 import importlib.metadata
 import json
 import math
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -18,7 +20,7 @@ import sys
 import time
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from opd.config import Recipe
 from opd.errors import RunError
@@ -52,35 +54,64 @@ class RunFolder:
         self.path = path
         self.begins_anew = begins_anew
         """A run that stopped before its first checkpoint lies there: `create` moves it aside."""
+        self.lock: TextIO | None = None
 
     rollouts = property(lambda self: self.path / "rollouts")
     checkpoints = property(lambda self: self.path / "checkpoints")
     model = property(lambda self: self.path / "model")
     best = property(lambda self: self.path / "best")
     fixed_text = property(lambda self: self.path / "fixed_text.jsonl")
+    digest = property(lambda self: self.path / "prompts.sha256")
 
     @property
     def can_resume(self) -> bool:
         """Whether there is a checkpoint to go on from."""
-        return any(self.checkpoints.glob("step-*"))
+        return bool(checkpoints_in(self.checkpoints))
 
     def answers(self, who: str) -> Path:
         """The folder of a student's, or the teacher's, graded answers to held-out problems."""
         return self.path / "answers" / who
 
-    def create(self, recipe: Recipe) -> None:
-        """Make the folder and store the resolved recipe, with the run's name, so that it resumes by itself."""
+    def hold(self) -> bool:
+        """Whether no other process trains in the folder; from then on none can, until this one ends."""
+        if not self.path.exists():
+            return True
+        self.lock = (self.path / ".lock").open("w")
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:  # a file system without locks
+            return True
+        return True
+
+    def create(self, recipe: Recipe, *, data: str) -> None:
+        """Make the folder and store the resolved recipe, with the run's name, so that it resumes by itself.
+
+        data: the prompts' digest.
+        """
         if self.begins_anew:
-            aside = next(path for i in count(1) if not (path := Path(f"{self.path}.stopped-{i}")).exists())
-            self.path.rename(aside)
+            aside = _move_aside(self.path, f"{self.path.name}.stopped")
             print(f"{self.path} had no checkpoint: it begins anew, and what was there is now {aside}", flush=True)
         self.path.mkdir(parents=True)
-        self.store(recipe)
+        self.hold()
+        self._store(recipe, data)
 
-    def store(self, recipe: Recipe) -> None:
-        """recipe.yaml: at the start, and again on resume, for what changed of CHANGEABLE."""
+    def reopen(self, recipe: Recipe, *, data: str) -> None:
+        """Store what changed of CHANGEABLE, and remove what a kill left of checkpoints."""
+        for leftover in self.checkpoints.glob(".step-*"):
+            shutil.rmtree(leftover)
+        self._store(recipe, data)
+
+    def _store(self, recipe: Recipe, data: str) -> None:
         named = recipe.model_copy(update={"name": self.path.name})
         write_atomic(self.path / "recipe.yaml", dump_recipe(named))
+        if not self.digest.exists():
+            write_atomic(self.digest, data)
+
+    def has_other_data(self, data: str) -> bool:
+        """Whether the run began with prompts of another digest."""
+        return self.digest.exists() and self.digest.read_text() != data
 
     def refuse_another(self, recipe: Recipe) -> None:
         """RunError if the recipe would compute something else than the stored one: see CHANGEABLE."""
@@ -102,14 +133,15 @@ class RunFolder:
         return read_lines(self.path / "metrics.jsonl")
 
     def cut_to(self, steps: int) -> None:
-        """Forget all that is beyond a checkpoint's step, a best student too; the resumed run makes it again."""
+        """Forget all that is beyond a checkpoint's step; the resumed run makes it again. A best student moves aside."""
         lines = [line for line in self.metrics() if line["step"] <= steps]
         write_atomic(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
         for path in self.rollouts.glob("step-*.jsonl"):
             if int(path.stem.removeprefix("step-")) > steps:
                 path.unlink()
         if (best := self.best_score()) and best["steps"] > steps:
-            shutil.rmtree(self.best)
+            aside = _move_aside(self.best, f"best.step-{best['steps']}")
+            print(f"{self.best} is of step {best['steps']}, beyond the checkpoint: it is now {aside}", flush=True)
         kept = {
             task: {who: score for who, score in by_who.items() if score.get("steps", 0) <= steps}
             for task, by_who in self.scores().items()
@@ -145,6 +177,21 @@ class RunFolder:
     def write_summary(self, summary: dict[str, Any]) -> None:
         """summary.json."""
         write_atomic(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
+
+
+CHECKPOINT = re.compile(r"step-(\d{6,})")
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """Whole checkpoints, oldest first; what a user put beside them under another name is none."""
+    found = [(int(match[1]), path) for path in folder.glob("step-*") if (match := CHECKPOINT.fullmatch(path.name))]
+    return [path for _, path in sorted(found)]
+
+
+def _move_aside(path: Path, name: str) -> Path:
+    """Rename to `<name>-1`, or the next number that is free."""
+    aside = next(other for i in count(1) if not (other := path.with_name(f"{name}-{i}")).exists())
+    return path.rename(aside)
 
 
 def open_run(recipe: Recipe, *, recipe_path: str, runs: Path, resume: bool) -> RunFolder:

@@ -18,7 +18,7 @@ from opd.head.pay import Pay
 from opd.head.settings import HeadSettings
 from opd.head.statistics import row_statistics, with_normalisers
 from opd.head.weights import HeadWeights, HiddenStates, align
-from opd.lora import ADAPTER, LowRank, adapters, effective_weight, low_rank, plain_parameters
+from opd.lora import ADAPTER, LowRank, adapters, effective_weight, low_rank, plain_buffers, plain_parameters
 from opd.models import dropout_rates, text_config
 from opd.reading import backbone, head_weights, plain_head, trained_states
 from opd.teacher.base import TeacherScores
@@ -126,7 +126,8 @@ class Student(nn.Module):
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """Whole weights under the plain model's names, adapters merged, gathered bucket by bucket; collective.
 
-        Every rank exhausts it. A merged weight W + scaling · B A is a tensor of its own: W keeps every bit.
+        Every rank exhausts it. A merged weight W + scaling · B A is a tensor of its own: W keeps every bit. What a
+        checkpoint holds beside parameters comes last.
         """
         beside = {f"{name}.weight": adapter for name, adapter in adapters(self.model).items()}
         for bucket in buckets(list(plain_parameters(self.model).items())):
@@ -134,6 +135,7 @@ class Student(nn.Module):
             with gathered([p for _, p in bucket] + _matrices(merged)), torch.no_grad():
                 for name, parameter in bucket:
                     yield name, beside[name].added_to(parameter) if name in beside else parameter.data
+        yield from plain_buffers(self.model).items()
 
     def export(
         self, folder: Path, tokenizer: PreTrainedTokenizerBase, *, ends: list[int] | None = None, writes: bool

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from typing import Any
 
@@ -41,6 +42,9 @@ from opd.run import RunFolder, environment, summary_of
 from opd.step import Run, StepResult, step
 from opd.teacher.check import check_self_distillation
 from opd.teacher.local import LocalTeacher
+
+SHARED_WITHIN = 60
+"""Seconds until a shared disk shows to all machines what one has written."""
 
 
 def train(checked: Checked, folder: RunFolder, *, resume: bool) -> dict[str, Any]:
@@ -91,9 +95,7 @@ def build(checked: Checked, folder: RunFolder, *, resume: bool) -> Parts:
         raise RunError(
             f"some ranks see a checkpoint in {str(folder.path)!r} and some don't; put --runs on a shared disk"
         )
-    if ranks.is_main:
-        folder.store(recipe) if resume else folder.create(recipe)
-    ranks.barrier()
+    open_folder(folder, checked, ranks, resume=resume)
     start_trackers(accelerator, recipe, folder)
     started_with = environment()
     if ranks.is_main:
@@ -116,6 +118,23 @@ def build(checked: Checked, folder: RunFolder, *, resume: bool) -> Parts:
     grade = grader(checked)
     run = Run(recipe, trainer, models.teacher, ranks, layout, grade, clock, checked.stop.within(rows), rows, reference)
     return Parts(checked, folder, run, models.engine, source_for(checked, models.engine), started_with)
+
+
+def open_folder(folder: RunFolder, checked: Checked, ranks: distributed.Ranks, *, resume: bool) -> None:
+    """Make the run's folder, or go on in it; RunError on every rank where one can't. Collective."""
+    recipe, data = checked.recipe, checked.prompts.digest
+    if not ranks.from_main(ranks.is_main and folder.hold()):
+        raise RunError(f"another process trains in {str(folder.path)!r}; wait for its end, or stop it")
+    if ranks.is_main:
+        folder.reopen(recipe, data=data) if resume else folder.create(recipe, data=data)
+    ranks.barrier()
+    if not ranks.agree(any(folder.digest.exists() or time.sleep(1) for _ in range(SHARED_WITHIN))):
+        raise RunError(f"some ranks don't see {str(folder.path)!r}, which rank 0 made; put --runs on a shared disk")
+    if not ranks.agree(not folder.has_other_data(data)):
+        raise RunError(
+            f"the prompts are not those that {str(folder.path)!r} began with, and others would be drawn; restore them "
+            "(prompts.revision pins a data set) on every machine, or start a new run"
+        )
 
 
 def announce(checked: Checked, ranks: int, zero_stage: int) -> None:

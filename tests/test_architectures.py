@@ -19,6 +19,8 @@ from transformers import (
     CohereConfig,
     Gemma2Config,
     Gemma3TextConfig,
+    Gemma4TextConfig,
+    Glm4MoeConfig,
     GraniteConfig,
     LlamaConfig,
     MixtralConfig,
@@ -32,10 +34,10 @@ from transformers import (
 
 from opd.attention import check_packing
 from opd.distributed import Ranks
-from opd.errors import ModelError
-from opd.lora import LoraSettings, adapters, attach
+from opd.errors import ModelError, RecipeError
+from opd.lora import LoraSettings, adapters, attach, check_adapters, plain_buffers
 from opd.model_spec import ModelSettings
-from opd.models import as_stored
+from opd.models import as_stored, empty_model
 from opd.rollout.settings import RolloutSettings
 from opd.rollout.start import start_engine
 from opd.student import Student
@@ -57,6 +59,7 @@ SIZE = {
     "eos_token_id": 2,
 }
 WINDOW = {"sliding_window": 4, "query_pre_attn_scalar": 8, "layer_types": ["sliding_attention", "full_attention"]}
+PER_LAYER = {"vocab_size_per_layer_input": SIZE["vocab_size"], "tie_word_embeddings": True}
 LINEAR = {
     "layer_types": ["linear_attention", "full_attention"],
     "linear_key_head_dim": 8,
@@ -71,11 +74,15 @@ FAMILIES = {
     "qwen3": Qwen3Config(**SIZE, tie_word_embeddings=True),
     "gemma2": Gemma2Config(**SIZE, **WINDOW, attn_logit_softcapping=2.0, final_logit_softcapping=3.0),
     "gemma3": Gemma3TextConfig(**SIZE, **WINDOW),
+    "gemma4": Gemma4TextConfig(**SIZE, **WINDOW, global_head_dim=32, hidden_size_per_layer_input=4, **PER_LAYER),
     "granite": GraniteConfig(**SIZE, logits_scaling=2.0, embedding_multiplier=3.0, residual_multiplier=0.5),
     "cohere": CohereConfig(**SIZE, logit_scale=0.25),
     "qwen3-moe": Qwen3MoeConfig(**SIZE, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24),
     "qwen3.5": Qwen3_5TextConfig(**SIZE, **LINEAR),
     "smollm3": SmolLM3Config(**SIZE, no_rope_layers=[1, 0], tie_word_embeddings=True),
+    "glm4-moe": Glm4MoeConfig(
+        **SIZE, n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=24, first_k_dense_replace=1
+    ),
     "mixtral": MixtralConfig(**SIZE, num_local_experts=4, num_experts_per_tok=2),
 }
 
@@ -97,6 +104,8 @@ def made(family: str, seed: int, **size: int) -> PreTrainedModel:
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.normal_(0, 0.3 * (SIZE["hidden_size"] / config.hidden_size) ** 0.5)
+        for buffer in plain_buffers(model).values():
+            buffer.uniform_(0.2, 0.8)
     return model
 
 
@@ -104,7 +113,8 @@ def learner(family: str, *, adapted: bool, **size: int) -> PreTrainedModel:
     """The student's model, with adapters on every layer that may have one where asked."""
     model = made(family, 1, **size)
     if adapted:
-        targets = ["all-linear"] if model.config.tie_word_embeddings else ["all-linear", "lm_head"]
+        layers = ["q_proj", "o_proj"] if family == "glm4-moe" else ["all-linear"]
+        targets = layers if model.config.tie_word_embeddings else [*layers, "lm_head"]
         attach(model, LoraSettings(rank=2, alpha=3, targets=targets), ModelSettings(model="student"), seed=0)
         for adapter in adapters(model).values():
             torch.nn.init.normal_(adapter.lora_B, 0, 0.3)
@@ -138,6 +148,25 @@ def test_the_gradient_is_the_plain_models_and_the_export_loads(family: str, adap
     loaded, ids = AutoModelForCausalLM.from_pretrained(tmp_path, **kernels(family)), torch.arange(37)[None]
     with torch.no_grad():
         torch.testing.assert_close(loaded(ids).logits, plain(ids).logits, rtol=1e-9, atol=1e-9)
+
+
+def test_adapters_that_would_land_on_experts_are_refused():
+    """Beside experts there is a dense layer, or shared ones: peft takes the names of theirs for the experts'."""
+    model, base = empty_model(FAMILIES["glm4-moe"]), ModelSettings(model="student")
+    with pytest.raises(RecipeError, match=r"adapters of model\.layers\.0\.mlp\.down_proj, .* attention's layers alone"):
+        check_adapters(model, LoraSettings(rank=2, targets=["all-linear"]), base)
+    check_adapters(empty_model(FAMILIES["qwen3-moe"]), LoraSettings(rank=2, targets=["all-linear"]), base)
+
+
+def test_an_engine_takes_what_a_checkpoint_holds_beside_parameters(tmp_path: Path):
+    student = Student(made("gemma4", 1), tokens=cases.VOCABULARY)
+    student.export(tmp_path, character_tokenizer(), writes=True)
+    engine = start_engine(
+        str(tmp_path), RolloutSettings(type="transformers"), Ranks(), dtype=torch.float64, max_tokens=64, stop=[2]
+    )
+    plain_buffers(student.model)["model.layers.0.layer_scalar"].fill_(0.9)
+    engine.load(student.weights(), 1)
+    assert float(engine.model.model.layers[0].layer_scalar) == 0.9
 
 
 def test_a_state_that_runs_from_token_to_token_is_never_packed():

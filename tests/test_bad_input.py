@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ import yaml
 
 from opd.batch import Rollout
 from opd.cli import main
-from opd.recipe_text import load_recipe
+from opd.models import load_tokenizer
+from opd.prompts import load_prompts
+from opd.recipe_text import load_recipe, parse_recipe
 from opd.rollout.files import write_rollouts
 from opd.run import RunFolder
 from opd.teacher.settings import LocalTeacherSettings
@@ -319,12 +322,28 @@ def test_broken_recorded_rollouts_are_named(command, recipe, refused):
 def test_recorded_rollouts_of_another_temperature_are_named(command, recipe, refused):
     recipe["rollout"] |= {"type": "recorded", "path": "recorded", "samples_per_prompt": 1}
     recipe["prompts_per_step"] = 1
-    rollout = Rollout([1, 7, 9], [False, True, True], [-0.5, -0.5], [0, 0], "stop", 0)
+    rollout = Rollout([1, 7, 9], [False, True, True], [-0.5, -0.5], [0, 0], "stop", 0, {"answer": "2"})
     write_rollouts(Path("recorded/step-000001.jsonl"), [rollout], [{"temperature": 0.7}])
     line = refused(command, write(recipe), "rollout.temperature=0.8")
     contains(line, "recorded/step-000001.jsonl", "temperature 0.7", "rollout.temperature here is 0.8")
     write_rollouts(Path("recorded/step-000001.jsonl"), [rollout])
     contains(refused(command, write(recipe), "rollout.temperature=0.8"), "step-000002.jsonl")  # an old file passes
+
+
+@BOTH
+@pytest.mark.parametrize("extra", [{}, {"answer": "so 1 + 1 = 2"}])
+def test_recorded_rollouts_with_other_known_answers_are_refused(command, recipe, refused, toy, extra):
+    """Recorded without prompts.answer, a rollout carries the whole column, or nothing."""
+    recipe["rollout"] |= {"type": "recorded", "path": "recorded", "samples_per_prompt": 1}
+    recipe["prompts_per_step"] = 1
+    prompts = load_prompts(parse_recipe(recipe).prompts, load_tokenizer(str(toy / "student"))).prompts
+    ids = prompts[0].token_ids
+    rollout = Rollout([*ids, 9], [False] * len(ids) + [True], [-0.5], [0], "stop", 0, extra)
+    write_rollouts(Path("recorded/step-000001.jsonl"), [rollout])
+    line = refused(command, write(recipe))
+    contains(line, "recorded/step-000001.jsonl", f"known answer is {extra.get('answer')!r}", "prompts.answer")
+    write_rollouts(Path("recorded/step-000001.jsonl"), [replace(rollout, extra=prompts[0].extra)])
+    contains(refused(command, write(recipe)), "step-000002.jsonl")
 
 
 def copied(toy: Path, name: str) -> Path:
@@ -624,7 +643,7 @@ def test_another_rank_leaves_the_word_to_rank_0_and_speaks_if_it_is_still_there(
 def run(recipe) -> RunFolder:
     """The run `old` of the recipe, with a checkpoint and one line of metrics."""
     folder = RunFolder(Path("runs/old"))
-    folder.create(load_recipe(write(recipe)))
+    folder.create(load_recipe(write(recipe)), data="")
     folder.append_metrics({"step": 1})
     (folder.checkpoints / "step-000001").mkdir(parents=True)
     return folder

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from opd.distributed import Ranks
 from opd.evaluation import evaluate_student, fixed_text, is_best
 from opd.rollout.engine import RolloutEngine, Sampling
-from opd.run import RunFolder
+from opd.run import SCORE_FILE, RunFolder
 from tests import cases
 from tests.test_train import parts_of
 
@@ -64,6 +64,8 @@ def test_a_resumed_run_forgets_a_best_student_of_later_steps(tmp_path):
     assert folder.best_score()["who"] == "step_2" and folder.best_score()["score"] == 0.5
     folder.cut_to(1)
     assert folder.best_score() is None and not folder.best.exists()
+    aside = folder.best.with_name("best.step-2-1")
+    assert json.loads((aside / SCORE_FILE).read_text())["score"] == 0.5, "nobody has made it again yet"
 
 
 def test_a_run_that_does_not_has_no_best(tmp_path):

@@ -193,6 +193,17 @@ def late(*terms: dict):
     return chosen, table, chosen_rollouts(chosen, table, 0)
 
 
+@pytest.mark.parametrize("objective", ["reverse_kl", "sampled_reverse_kl", "uskd"])
+def test_where_rollouts_can_not_be_chosen_the_step_is_lost(objective):
+    """Of one whose advantage is not a number, though it is not among those that stay."""
+    chosen, table, stay = late({"objective": {"type": objective}})
+    gone = next(i for i in range(len(LENGTHS)) if i not in stay.tolist() and LENGTHS[i])
+    nan_B = table.advantage_B.index_fill(0, torch.tensor([gone]), torch.nan)
+    (paid,) = pays(chosen.loss, plan(chosen, replace(table, advantage_B=nan_B), 0), torch.arange(len(table)), CPU)
+    columns = [getattr(paid, name) for name in ("slope_NK", "weight_N") if hasattr(paid, name)]
+    assert any(column.isnan().any() for column in columns)
+
+
 TERMS = [
     KL,
     dense({"type": "soft_or", "keep": 0.5}),

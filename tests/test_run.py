@@ -11,7 +11,7 @@ import opd.run
 from opd.config import Recipe
 from opd.errors import RunError
 from opd.recipe_text import load_recipe, parse_recipe
-from opd.run import RunFolder, differences, environment, open_run, read_lines, summary_of, write_atomic
+from opd.run import RunFolder, checkpoints_in, differences, environment, open_run, read_lines, summary_of, write_atomic
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def recipe() -> Recipe:
 @pytest.fixture
 def folder(tmp_path: Path, recipe: Recipe) -> RunFolder:
     folder = RunFolder(tmp_path / "runs/a")
-    folder.create(recipe)
+    folder.create(recipe, data="")
     return folder
 
 
@@ -59,7 +59,7 @@ def test_an_existing_run_is_refused(folder, recipe):
     with pytest.raises(RunError, match="exists"):
         open_run(recipe, recipe_path="r.yaml", runs=folder.path.parent, resume=False)
     with pytest.raises(FileExistsError):
-        folder.create(recipe)
+        folder.create(recipe, data="")
 
 
 def test_a_run_resumes_with_the_same_recipe_only(folder, recipe):
@@ -107,7 +107,7 @@ def test_a_run_that_began_from_another_runs_recipe_resumes_and_so_does_one_behin
     folder.append_metrics({"step": 2})
     wanted = recipe.model_copy(update={"name": "b"})
     other = RunFolder(folder.path.with_name("b"))
-    other.create(wanted)
+    other.create(wanted, data="")
     (other.checkpoints / "step-000002").mkdir(parents=True)
     stored = str(folder.path / "recipe.yaml")
     assert open_run(wanted, recipe_path=stored, runs=folder.path.parent, resume=True).can_resume
@@ -121,10 +121,35 @@ def test_a_run_that_stopped_before_its_first_checkpoint_begins_anew_and_loses_no
         folder.append_metrics({"step": i})
         again = open_run(recipe, recipe_path="r.yaml", runs=folder.path.parent, resume=True)
         assert not again.can_resume and folder.metrics() == [{"step": i}]
-        again.create(recipe)
+        again.create(recipe, data="")
         assert RunFolder(folder.path.parent / f"a.stopped-{i}").metrics() == [{"step": i}]
         assert f"a.stopped-{i}" in capsys.readouterr().out
         assert folder.metrics() == [] and load_recipe(folder.path / "recipe.yaml") == recipe
+
+
+def test_a_folder_in_which_another_process_trains_is_held(folder, recipe):
+    other = RunFolder(folder.path)
+    assert not other.hold(), "its maker holds it"
+    folder.lock.close()
+    assert other.hold() and not folder.hold()
+    assert RunFolder(folder.path.with_name("new")).hold(), "what is not there yet is free"
+
+
+def test_only_checkpoints_that_have_their_name_count(folder, recipe):
+    for name in ("step-000100", "step-1000000", "step-000200.bad", "step-best", ".step-000300.tmp"):
+        (folder.checkpoints / name).mkdir(parents=True)
+    assert [path.name for path in checkpoints_in(folder.checkpoints)] == ["step-000100", "step-1000000"]
+    folder.reopen(recipe, data="")
+    left = {path.name for path in folder.checkpoints.iterdir()}
+    assert left == {"step-000100", "step-1000000", "step-000200.bad", "step-best"}, "a torn one is removed"
+
+
+def test_a_run_knows_the_prompts_that_it_began_with(folder, recipe):
+    assert not folder.has_other_data("") and folder.has_other_data("abc")
+    folder.reopen(recipe, data="abc")
+    assert folder.has_other_data("abc"), "it still does when it was resumed"
+    folder.digest.unlink()
+    assert not folder.has_other_data("abc"), "a run from before knows none"
 
 
 def test_what_is_another_recipe_or_no_run_is_not_moved_aside(folder, recipe):
@@ -138,7 +163,7 @@ def test_what_is_another_recipe_or_no_run_is_not_moved_aside(folder, recipe):
 
 def test_auto_attention_is_the_stored_kernel_until_it_is_settled(folder, recipe):
     settled = recipe.model_copy(update={"student": recipe.student.model_copy(update={"attention": "sdpa"})})
-    folder.store(settled)
+    folder.reopen(settled, data="")
     folder.refuse_another(recipe)
     folder.refuse_another(settled)
     flash = recipe.model_copy(update={"student": recipe.student.model_copy(update={"attention": "flash_attention_2"})})

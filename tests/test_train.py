@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from opd import train as main_job
-from opd.batch import Rollout
+from opd.batch import Prompt, Rollout
 from opd.config import Recipe
 from opd.distributed import Ranks, Update
 from opd.doctor import Checked
-from opd.errors import TrainingError
+from opd.errors import RunError, TrainingError
 from opd.metrics import METRICS
 from opd.parts import Parts
 from opd.prompts import PromptSet
@@ -24,7 +24,7 @@ from opd.rollout.source import Source
 from opd.run import RunFolder
 from opd.stop import StopTokens
 from opd.teacher.placement import Placement
-from opd.train import one_step, scores_at, train
+from opd.train import one_step, open_folder, scores_at, train
 from recipes.quickstart.make_models import character_tokenizer
 from tests import cases, reference
 
@@ -57,7 +57,7 @@ def parts_of(recipe: Recipe, folder: Path, source: Source, *, lost: set[int] = f
     checked = Checked(recipe, tokenizer, PromptSet([], 0, 0), stop, None, None, head)
     run_folder = RunFolder(folder)
     if not folder.exists():
-        run_folder.create(recipe)
+        run_folder.create(recipe, data="")
     return Parts(checked, run_folder, cases.run(recipe, trainer=MainTrainer(recipe, set(lost))), None, source, {})
 
 
@@ -136,6 +136,29 @@ def test_a_step_takes_its_ramps_values_and_logs_them(tmp_path: Path):
     assert [key for key in lines[0] if not any(fnmatch(key, pattern) for pattern in METRICS)] == []
     counts = [[max(1, int(k * r.length)) if r.length else 0 for r in cases.rollouts()] for k in (0.2, 0.4, 0.6)]
     assert [line["term0/tokens"] for line in lines] == [sum(c) for c in counts]
+
+
+def test_a_run_goes_on_alone_and_with_the_prompts_that_it_began_with(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(main_job, "SHARED_WITHIN", 1)
+    checked = parts_of(cases.recipe(), tmp_path / "other", lambda *_: []).checked
+    first, again = RunFolder(tmp_path / "run"), RunFolder(tmp_path / "run")
+    open_folder(first, checked, Ranks(), resume=False)
+    with pytest.raises(RunError, match="another process trains in"):
+        open_folder(again, checked, Ranks(), resume=True)
+    first.lock.close()
+    more = replace(checked, prompts=PromptSet([Prompt(0, [1])], 0, 0))
+    with pytest.raises(RunError, match=r"the prompts are not those that .* began with"):
+        open_folder(again, more, Ranks(), resume=True)
+    again.lock.close()
+    open_folder(RunFolder(tmp_path / "run"), checked, Ranks(), resume=True)
+
+
+def test_a_folder_that_another_machine_does_not_see_is_no_shared_disk(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(main_job, "SHARED_WITHIN", 1)
+    checked = parts_of(cases.recipe(), tmp_path / "other", lambda *_: []).checked
+    monkeypatch.setattr(RunFolder, "create", lambda *_, **__: None)
+    with pytest.raises(RunError, match="put --runs on a shared disk"):
+        open_folder(RunFolder(tmp_path / "run"), checked, Ranks(), resume=False)
 
 
 def test_only_an_objective_that_reads_a_middle_layer_asks_for_one():

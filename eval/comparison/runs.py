@@ -22,7 +22,7 @@ from eval.results import read_result
 from opd.config import Recipe
 from opd.errors import RecipeError, RunError, TrainingError
 from opd.recipe_text import load_recipe, parse_recipe
-from opd.run import recipe_differences
+from opd.run import RunFolder, recipe_differences
 
 THREADS = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
 QUIET = {"TOKENIZERS_PARALLELISM": "false"}
@@ -104,6 +104,8 @@ def _run(job: Job, runner: Runner, failed: threading.Event) -> None:
         return
     try:
         if job.folder.exists():
+            if not RunFolder(job.folder).hold():
+                raise RunError(f"another process trains in {job.folder}; wait for its end, or stop it")
             shutil.rmtree(job.folder)
         runner(job.command, job.folder.with_name(f"{job.folder.name}.log"))
         if not job.is_done():

@@ -99,8 +99,24 @@ def comparison_table(pairs: list[tuple[Result, Result]]) -> Table:
             )
         )
     heads = ("models", "task", "n", "difference", "95 %", "p", "McNemar p", f"visible at {POWER:.0%}")
-    return Table("Paired comparisons", heads, rows, COMPARISON_CAPTION)
+    otherwise = [note for pair in pairs if (note := _asked_otherwise(*pair))]
+    return Table("Paired comparisons", heads, rows, " ".join([COMPARISON_CAPTION, *otherwise]))
 
+
+def _asked_otherwise(ours: Result, theirs: Result) -> str:
+    """What but the weights differs between two models that answered the same problems."""
+    mine, others = ours.identity, theirs.identity
+    found = [f"{key} {mine.get(key)} and {others.get(key)}" for key in PROTOCOL if mine.get(key) != others.get(key)]
+    if mine["prompts"] != others["prompts"]:
+        found.append("the prompts' tokens (template, system message or tokenizer)")
+    return f"{ours.model} and {theirs.model} were not asked alike: {', '.join(found)}." if found else ""
+
+
+PROTOCOL = (
+    "form", "shots", "thinking", "samples", "temperature", "top_p", "top_k", "max_new_tokens", "engine", "device",
+    "precision",
+)  # fmt: skip
+"""What of a result's identity an answer depends on, beside weights and prompts."""
 
 COMPARISON_CAPTION = (
     "On the same problems, so that what is hard for both cancels: difference ± standard error clustered by problem, "

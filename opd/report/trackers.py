@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from opd.config import Recipe
 from opd.doctor import Checked
 from opd.report.markdown import markdown
-from opd.run import RunFolder
+from opd.run import RunFolder, checkpoints_in
 from opd.step import StepResult
 
 COLUMNS = ["step", "prompt", "completion, each token with its weight in the first term", "reward", "finish"]
@@ -41,7 +41,7 @@ def start_settings(folder: RunFolder) -> dict[str, dict[str, Any]]:
     path, name = folder.path, folder.path.name
     found = [WANDB_FOLDER.fullmatch(folder.name) for folder in (path / "wandb").glob("*run-*")]
     earlier = sorted(match.groups() for match in found if match) if "WANDB_RUN_ID" not in os.environ else []
-    steps = [int(checkpoint.name.removeprefix("step-")) for checkpoint in folder.checkpoints.glob("step-*")]
+    steps = [int(checkpoint.name.removeprefix("step-")) for checkpoint in checkpoints_in(folder.checkpoints)]
     return {
         "tensorboard": {"purge_step": max(steps) + 1} if steps else {},
         "wandb": {"name": name, "dir": str(path)} | ({"id": earlier[-1][1], "resume": "allow"} if earlier else {}),

@@ -43,7 +43,7 @@ class TransformersEngine(RolloutEngine):
 
     @torch.no_grad()
     def load(self, weights: Weights, version: int) -> None:
-        own = dict(self.model.named_parameters())
+        own = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
         for name, tensor in weights:
             own[name].copy_(tensor)
         self.version = version

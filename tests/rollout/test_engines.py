@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from opd.batch import Prompt, Rollout
 from opd.distributed import Ranks
-from opd.lora import LoraSettings, adapters, attach
+from opd.lora import LoraSettings, adapters, attach, plain_buffers
 from opd.model_spec import ModelSettings
 from opd.models import load_model, load_tokenizer
 from opd.prompts import render
@@ -147,9 +147,11 @@ def test_the_engine_follows_tied_weights(kind: str, tied: Path, toy: Path):
 
 
 @pytest.mark.parametrize("kind", ENGINES)
-def test_the_engine_follows_a_model_that_caps_attention_and_whose_head_is_its_embedding(kind, toy, tmp_path: Path):
-    """Gemma 2: transformers' sdpa knows no cap, and vLLM's model has no lm_head."""
-    known = FAMILIES["gemma2"].to_dict() | {"vocab_size": 17, "head_dim": 32, "initializer_range": 0.3}
+@pytest.mark.parametrize("family", ["gemma2", "gemma4"])
+def test_the_engine_follows_a_model_with_more_than_weights(family: str, kind: str, toy: Path, tmp_path: Path):
+    """Gemma 2's cap on attention, which sdpa does not know, and vLLM's model without lm_head; Gemma 4's buffers."""
+    known = FAMILIES[family].to_dict() | {"vocab_size": 17, "head_dim": 32, "initializer_range": 0.3}
+    known |= {key: 17 for key in known if key == "vocab_size_per_layer_input"}
     torch.manual_seed(3)
     AutoModelForCausalLM.from_config(AutoConfig.for_model(**known)).save_pretrained(tmp_path)
     load_tokenizer(str(toy / "student")).save_pretrained(tmp_path)
@@ -206,6 +208,9 @@ def follows(engine: RolloutEngine, path: Path, toy: Path) -> None:
             for own, other in zip(student.model.parameters(), model.parameters(), strict=True):
                 other.add_(0.02 * torch.randn_like(other))
                 own.copy_(other)
+            for who in (student.model, model):
+                for buffer in plain_buffers(who).values():
+                    buffer.mul_(0.9)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="vLLM: ")
         engine.load(student.weights(), engine.version + 1)

@@ -21,6 +21,8 @@ IDENTITY = {
     "samples": 1,
     "temperature": 0.0,
     "shots": 0,
+    "max_new_tokens": 256,
+    "prompts": "p",
     "weights": "w",
 }
 
@@ -53,6 +55,13 @@ def test_models_are_compared_problem_by_problem():
     assert shown["models"] == "b − a" and shown["n"] == "4"
     assert shown["difference"] == "+50.0% ± 28.9%" and shown["McNemar p"] == "0.500"
     assert cells(comparison_table([(SAMPLED, SAMPLED)]), 0)["McNemar p"] == "–"
+
+
+def test_a_comparison_says_what_but_the_weights_differs():
+    assert "asked alike" not in comparison_table([(GREEDY[0], GREEDY[1])]).caption
+    longer = result("b", [[1], [1], [1], [0]], max_new_tokens=1024, prompts="q")
+    said = comparison_table([(GREEDY[0], longer)]).caption
+    assert "a and b were not asked alike: max_new_tokens 256 and 1024, the prompts' tokens" in said
 
 
 @pytest.mark.parametrize("other", [{"task": "math500"}, {"version": 1}, {"data": "e"}, {"problems": 5}])
