@@ -22,7 +22,7 @@ def plot_run(folder: RunFolder, metrics: Lines, scores: dict[str, Any]) -> None:
     for task, by_who in scores.items():
         plot_scores(left, task, by_who)
     _plot(left, metrics, "reward", label="reward of training rollouts, sampled", alpha=0.5)
-    left.set(title="exact match: held-out problems, and rollouts in training", xlabel="step", ylim=(0, 1.02))
+    left.set(title="exact match: held-out, and rollouts in training", xlabel="step", ylim=(0, 1.02))
     _plot(middle, metrics, "reverse_kl", label="fresh rollouts")
     for by_who in scores.values():
         points = sorted((s["steps"], s["fixed_text"]["reverse_kl"]) for s in by_who.values() if "fixed_text" in s)
