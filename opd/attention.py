@@ -10,7 +10,7 @@ from transformers.utils import is_flash_attn_2_available
 from opd.config import Recipe
 from opd.errors import ModelError
 from opd.model_spec import ModelSettings
-from opd.models import architecture, caps_attention, carries_state, plain_kernel, text_config
+from opd.models import architecture, caps_attention, carries_state, of_layers, plain_kernel, text_config
 
 FLASH = "flash_attention_2"
 LARGEST_HEAD, AMPERE = 256, (8, 0)
@@ -38,7 +38,7 @@ def settle_attention(recipe: Recipe, student: Any, teacher: Any) -> Recipe:
 
 def _knows_flash(recipe: Recipe, config: Any) -> bool:
     text = text_config(config)
-    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    size = max(of_layers(config, "head_dim"), default=text.hidden_size // text.num_attention_heads)
     if recipe.precision != "bf16" or size > LARGEST_HEAD or carries_state(config) or not is_flash_attn_2_available():
         return False
     model = architecture(config)
@@ -56,9 +56,10 @@ def check_attention(spec: ModelSettings, config: Any) -> None:
 
 
 def check_packing(recipe: Recipe, spec: ModelSettings, config: Any) -> None:
-    """ModelError if packed rows would hand a linear-attention layer's state on from one rollout to the next."""
+    """ModelError if packed rows would hand a layer's state on from one rollout to the next."""
     if recipe.student.attention == FLASH and carries_state(config):
         raise ModelError(
-            f"{spec.model!r} has linear-attention layers, whose state would run on from rollout to rollout in the one "
-            "row that student.attention: flash_attention_2 packs; set student.attention to sdpa"
+            f"{spec.model!r} has layers beside attention (linear attention, convolutions), whose state would run on "
+            "from rollout to rollout in the one row that student.attention: flash_attention_2 packs; set "
+            "student.attention to sdpa"
         )

@@ -26,15 +26,15 @@ from opd.distributed import is_main_process, local_world_size, world_size
 from opd.errors import DataError, EngineError, ModelError, RecipeError
 from opd.head.statistics import STATISTICS
 from opd.hub import check_access
-from opd.lora import check_adapters, rate_warning
+from opd.lora import check_adapters, rate_warning, serving_warning
 from opd.models import (
-    context_length,
     dropout_rates,
     empty_model,
     load_config,
     load_tokenizer,
     text_config,
     token_count,
+    training_context,
 )
 from opd.prompts import PromptSet, load_prompts
 from opd.rollout.check import check_engine, check_experts, check_sleep, check_tensor_parallel
@@ -99,7 +99,7 @@ def check(recipe: Recipe, make_evaluation: MakeEvaluation) -> Checked:
     check_tokenizers(tokenizer, teacher_tokenizer)
     configs = [load_config(spec.model, spec.revision) for spec in (recipe.student, recipe.teacher)]
     sizes = [text_config(config).vocab_size for config in configs]
-    check_vocabularies(token_count(tokenizer), student=sizes[0], teacher=sizes[1])
+    check_vocabularies(token_count(tokenizer, min(sizes)), student=sizes[0], teacher=sizes[1])
     recipe = settle_attention(recipe, *configs)
     teacher_head = place_head(recipe, *configs, world_size())
     check_models(recipe, configs)
@@ -110,7 +110,11 @@ def check(recipe: Recipe, make_evaluation: MakeEvaluation) -> Checked:
     if recipe.hub is not None and is_main_process():
         check_access(recipe.hub)
     width, adapted = text_config(configs[0]).hidden_size, recipe.student.lora is not None
-    warned = rate_warning(recipe.optimizer.lr, width, adapted=adapted), warmup_warning(recipe)
+    warned = (
+        rate_warning(recipe.optimizer.lr, width, adapted=adapted),
+        warmup_warning(recipe),
+        serving_warning(configs[0], adapted=adapted),
+    )
     return Checked(
         recipe,
         tokenizer,
@@ -126,6 +130,7 @@ def check(recipe: Recipe, make_evaluation: MakeEvaluation) -> Checked:
 def check_models(recipe: Recipe, configs: list[Any]) -> None:
     """RecipeError, ModelError or EngineError for what the student's and the teacher's architectures can't do."""
     student = recipe.student
+    check_quantization(configs[0], student.model)
     check_dropout(configs[0], student.model)
     check_experts(recipe.rollout, configs[0], student.model)
     check_sleep(recipe.rollout, configs[0], student.model)
@@ -233,7 +238,7 @@ def _check_recorded_temperature(recipe: Recipe, path: Path, temperature: float |
 def check_context(recipe: Recipe, config: Any, model: str) -> None:
     """RecipeError if prompt and rollout together may be longer than the model's positions."""
     longest = recipe.prompts.max_tokens + recipe.rollout.max_new_tokens
-    context = context_length(config)
+    context = training_context(config)
     if context and longest > context:
         raise RecipeError(
             f"{model!r} reads {context} tokens at most, and prompts.max_tokens {recipe.prompts.max_tokens} "
@@ -252,7 +257,7 @@ def check_evaluation(recipe: Recipe, evaluation: Evaluation | None, config: Any,
     if evaluation is None:
         return
     longest = longest_held_out(recipe, evaluation)
-    context = context_length(config)
+    context = training_context(config)
     if context and longest > context:
         raise RecipeError(
             f"{model!r} reads {context} tokens at most, and evaluate's longest problem and answer take {longest}; "
@@ -284,6 +289,12 @@ def check_ranks(recipe: Recipe) -> None:
             f"{here} processes were launched on a machine with {gpus} GPU{'s' * (gpus > 1)}; "
             f"add --num_processes {gpus} to accelerate launch"
         )
+
+
+def check_quantization(config: Any, model: str) -> None:
+    """ModelError if the student's weights are quantized: trainer and engine would hold two models."""
+    if getattr(config, "quantization_config", None):
+        raise ModelError(f"{model!r} is quantized, and a student's weights train; take its bf16 or fp32 original")
 
 
 def check_dropout(config: Any, model: str) -> None:

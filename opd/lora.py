@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from opd.errors import RecipeError
 from opd.model_spec import ModelSettings
+from opd.models import architecture
 from opd.record import Record
 from opd.seeds import seed_for
 
@@ -100,6 +101,17 @@ class LowRank:
     def added_to(self, weight_OI: Float[Tensor, "O I"]) -> Float[Tensor, "O I"]:
         """W + scaling · B A, a tensor of its own; differentiable in A and B."""
         return torch.addmm(weight_OI, self.lora_B, self.lora_A, alpha=self.scaling)
+
+
+def serving_warning(config: Any, *, adapted: bool) -> str | None:
+    """A line where vLLM would serve the base model unchanged: it has another class for it, with other names."""
+    named, ours = config.architectures or [], architecture(config).__name__
+    if not adapted or not named or ours in named:
+        return None
+    return (
+        f"warning: the adapter is one of {ours}, and vLLM serves {named[0]}, in which it finds none of its layers: "
+        "serve model/merged/ (student.lora.merge: true)"
+    )
 
 
 def low_rank(layer: nn.Module) -> LowRank | None:

@@ -10,7 +10,7 @@ from opd.batch import REFERENCE
 from opd.config import Recipe
 from opd.head.cost import loss_cost, rank_bytes
 from opd.lora import targeted
-from opd.models import DTYPES, empty_model, load_config
+from opd.models import DTYPES, empty_model, freeze_beside, load_config
 from opd.rollout.start import engine_type
 from opd.run import machine
 from opd.teacher.placement import head_shape, place_head
@@ -44,7 +44,9 @@ def sizes_of(recipe: Recipe) -> Sizes:
     student, teacher = (empty_model(load_config(m.model, m.revision)) for m in (recipe.student, recipe.teacher))
     every, teachers = (sum(p.numel() for p in model.parameters()) for model in (student, teacher))
     if (lora := recipe.student.lora) is None:
-        return Sizes(every, every, teachers, adapters=0)
+        freeze_beside(student)
+        trained = sum(p.numel() for p in student.parameters() if p.requires_grad)
+        return Sizes(every, trained, teachers, adapters=0)
     layers = [student.get_submodule(name) for name in targeted(student, lora.targets)]
     added = sum(lora.rank * sum(layer.weight.shape) for layer in layers)
     return Sizes(every + added, added, teachers, adapters=len(layers))

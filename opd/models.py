@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.core_model_loading import revert_weight_conversion
+from transformers.utils import cached_file
 
 from opd.errors import ModelError, reason_of
 
@@ -42,7 +44,14 @@ def load_model(
     attention: its kernel; auto, which a checked recipe no longer has, is the plain one.
     """
     attention = plain_kernel(load_config(model, revision)) if attention == "auto" else attention
-    return _loaded(AutoModelForCausalLM, model, revision, dtype=dtype, attn_implementation=attention)
+    settings = {"dtype": dtype, "attn_implementation": attention, "output_loading_info": True}
+    loaded, info = _loaded(AutoModelForCausalLM, model, revision, **settings)
+    if missing := sorted(info["missing_keys"]):
+        raise ModelError(
+            f"{model!r} lacks {len(missing)} of its weights ({', '.join(missing[:3])}{' …' * (len(missing) > 3)}), "
+            "which would be random; fetch or write it again"
+        )
+    return loaded
 
 
 def plain_kernel(config: Any) -> str:
@@ -57,16 +66,54 @@ def architecture(config: Any) -> type[PreTrainedModel]:
 
 
 def empty_model(config: Any) -> PreTrainedModel:
-    """The model that the configuration describes, all of its layers and no memory for their weights."""
+    """The model that the configuration describes, all of its layers and no memory for their weights.
+
+    ModelError where transformers knows no causal language model of that kind.
+    """
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ModelError(
+            f"transformers reads no {config.model_type!r} as a causal language model; take a model of text alone"
+        )
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config)
 
 
-def as_stored(config: Any, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+def stored_model(model: str, revision: str | None = None) -> PreTrainedModel:
+    """The model without memory for its weights, which knows by what names its checkpoint has them."""
+    return _loaded(AutoModelForCausalLM, model, revision, device_map="meta")
+
+
+def freeze_beside(model: PreTrainedModel) -> None:
+    """Leave what reads text to train: a tower for images or sound, which gets no gradient, would only decay."""
+    reads = {id(p) for part in (model.get_decoder(), model.get_output_embeddings()) for p in part.parameters()}
+    for parameter in model.parameters():
+        parameter.requires_grad_(id(parameter) in reads)
+
+
+def check_one_dtype(model: PreTrainedModel, dtype: torch.dtype, name: str) -> None:
+    """ModelError where transformers keeps some parameters in another dtype, which DeepSpeed would round to this one."""
+    if kept := next((p for p in model.named_parameters() if p[1].dtype != dtype), None):
+        raise ModelError(
+            f"{name!r} keeps {kept[0]} in {str(kept[1].dtype).removeprefix('torch.')}, and training would round it; "
+            "set precision: fp32"
+        )
+
+
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
+
+
+def copy_processor(model: str, revision: str | None, to: Path) -> None:
+    """What a model of more than text needs beside weights and tokenizer: vLLM starts no Gemma 3 4B without it."""
+    for name in PROCESSOR_FILES:
+        found = cached_file(model, name, revision=revision, _raise_exceptions_for_missing_entries=False)
+        if found is not None:
+            shutil.copy(found, to / name)
+
+
+def as_stored(stored: PreTrainedModel, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
     """A model's weights, one by one, as its checkpoint has them: of fused experts each by itself."""
-    model = empty_model(config)
     for name, tensor in weights:
-        yield from revert_weight_conversion(model, {name: tensor}).items()
+        yield from revert_weight_conversion(stored, {name: tensor}).items()
 
 
 def model_folder(model: str) -> Path:
@@ -110,14 +157,44 @@ def text_config(config: Any) -> Any:
     return config.get_text_config()
 
 
+def of_layers(config: Any, name: str) -> list[int]:
+    """The values of a setting of which layers may each have their own (Gemma 4's head_dim), smallest first."""
+    text = text_config(config)
+    layers = text.per_layer_config if getattr(text, "is_heterogeneous", False) else [text]
+    values = [getattr(layer, name, None) for layer in layers]
+    flat = [v for value in values for v in (value if isinstance(value, (list, tuple)) else [value])]
+    return sorted({v for v in flat if v is not None})
+
+
 def context_length(config: Any) -> int | None:
     """Tokens that the model reads at most, where its configuration says it."""
     return getattr(text_config(config), "max_position_embeddings", None)
 
 
-def token_count(tokenizer: PreTrainedTokenizerBase) -> int:
-    """One more than the largest token id: rows of an lm_head beyond it are padding."""
-    return max(tokenizer.get_vocab().values()) + 1
+def training_context(config: Any) -> int | None:
+    """The same in training: with LongRoPE, the length up to which positions do not depend on the longest of a batch."""
+    text = text_config(config)
+    given = getattr(text, "rope_parameters", None) or {}
+    if "longrope" not in rope_types(config):
+        return context_length(config)
+    own = given.get("original_max_position_embeddings")
+    return own or getattr(text, "original_max_position_embeddings", None) or context_length(config)
+
+
+def rope_types(config: Any) -> set[str]:
+    """Kinds of rotary positions, of one set of parameters or of one for each type of layer."""
+    given = getattr(text_config(config), "rope_parameters", None) or {}
+    each = [given, *(part for part in given.values() if isinstance(part, dict))]
+    return {part["rope_type"] for part in each if "rope_type" in part}
+
+
+def token_count(tokenizer: PreTrainedTokenizerBase, rows: int) -> int:
+    """One more than the largest token id: of the `rows` of an lm_head, those beyond it are padding.
+
+    Special tokens beyond the rows do not count: Gemma 3 1B's tokenizer has one for images, which the model can't read.
+    """
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return max(i for i in tokenizer.get_vocab().values() if i < rows or i not in special) + 1
 
 
 def caps_attention(config: Any) -> bool:
@@ -126,8 +203,10 @@ def caps_attention(config: Any) -> bool:
 
 
 def carries_state(config: Any) -> bool:
-    """Whether some layers hand a state on from token to token (Qwen3.5's linear attention), past a packed border."""
-    return "linear_attention" in (getattr(text_config(config), "layer_types", None) or ())
+    """Whether some layers hand a state on past a packed border: Qwen3.5's linear attention, LFM2's convolution."""
+    attends = {"full_attention", "sliding_attention", "chunked_attention"}
+    others = set(getattr(text_config(config), "layer_types", None) or ()) - attends
+    return bool(others) or architecture(config)._is_stateful
 
 
 def biases_attention(config: Any) -> bool:

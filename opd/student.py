@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from opd.batch import Batch
 from opd.distributed import gathered
@@ -145,8 +145,9 @@ class Student(nn.Module):
         writes: on one rank.
         ends: ids that end a turn, for its generation config: those at which the rollouts ended that trained it.
         """
-        if ends and self.model.generation_config is not None:
-            self.model.generation_config.eos_token_id = ends
+        if (asked := self.model.generation_config) is not None:
+            asked.eos_token_id = ends or asked.eos_token_id
+            asked.do_sample = asked.do_sample or samples(asked)
         weights = {name: tensor.detach().cpu().clone() if writes else None for name, tensor in self.weights()}
         if writes:
             self.model.save_pretrained(folder, state_dict=weights)
@@ -168,6 +169,15 @@ class Student(nn.Module):
 
 def _matrices(beside: Iterable[LowRank]) -> list[nn.Parameter]:
     return [matrix for adapter in beside for matrix in (adapter.lora_A, adapter.lora_B)]
+
+
+def samples(config: GenerationConfig) -> bool:
+    """Whether it names a temperature or the like but not `do_sample`: transformers loads such files and writes none."""
+    try:
+        config.validate(strict=True)
+    except ValueError:
+        return True
+    return False
 
 
 def drops(model: PreTrainedModel) -> bool:

@@ -17,7 +17,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from opd.config import Recipe
 from opd.errors import RecipeError
 from opd.model_spec import ModelSettings
-from opd.models import text_config
+from opd.models import of_layers, rope_types, text_config
 
 Attention = Callable[..., tuple[Tensor, Any]]
 """transformers' interface: (module, q [S, heads, W, d], k, v, mask, …) → ([S, W, heads, d], weights or None)."""
@@ -94,10 +94,9 @@ def _sequence_obstacle(recipe: Recipe, spec: ModelSettings, config: Any) -> str 
     """What is in the way, and the way out."""
     size, kernel = recipe.sequence_parallel_size, spec.attention
     heads = getattr(config, "num_attention_heads", 0)
-    keys = getattr(config, "num_key_value_heads", None) or heads
     if not heads or heads % size:
         return f"{heads} attention heads can't be shared equally; take a divisor of {heads}"
-    if keys % size and size % keys:
+    if keys := next((n for n in of_layers(config, "num_key_value_heads") if n % size and size % n), 0):
         return f"{keys} key-value heads are neither a multiple nor a divisor of it; take one that divides {keys}"
     if kernel == "eager":
         return "attention: eager needs a mask of the whole sequence; set attention to sdpa or flash_attention_2"
@@ -110,7 +109,7 @@ def _sequence_obstacle(recipe: Recipe, spec: ModelSettings, config: Any) -> str 
             f"sdpa has no mask for its window of {window} tokens; set attention: flash_attention_2, "
             f"or token_budget to {window} or less"
         )
-    if stretched := sorted(_rope_types(config) & {"dynamic", "longrope"}):
+    if stretched := sorted(rope_types(config) & {"dynamic", "longrope"}):
         return f"its rotary positions ({stretched[0]}) change with the length that a rank sees; set it to 1"
     return None
 
@@ -120,10 +119,3 @@ def _window(config: Any) -> int | None:
     types = getattr(config, "layer_types", None)
     slides = types is None or "sliding_attention" in types
     return getattr(config, "sliding_window", None) if slides else None
-
-
-def _rope_types(config: Any) -> set[str]:
-    """Kinds of rotary positions, of one set of parameters or of one for each type of layer."""
-    given = getattr(config, "rope_parameters", None) or {}
-    each = [given, *(part for part in given.values() if isinstance(part, dict))]
-    return {part["rope_type"] for part in each if "rope_type" in part}

@@ -143,7 +143,7 @@ def test_the_gradient_is_the_plain_models_and_the_export_loads(family: str, adap
     assert cases.relative_error(gradients(student.model), gradients(plain)) < 1e-6
 
     student.export(tmp_path, character_tokenizer(), writes=True)
-    stored, streamed = load_file(tmp_path / "model.safetensors"), dict(as_stored(plain.config, student.weights()))
+    stored, streamed = load_file(tmp_path / "model.safetensors"), dict(as_stored(plain, student.weights()))
     assert stored.keys() == streamed.keys() and all(torch.equal(stored[name], streamed[name]) for name in stored)
     loaded, ids = AutoModelForCausalLM.from_pretrained(tmp_path, **kernels(family)), torch.arange(37)[None]
     with torch.no_grad():
@@ -175,7 +175,7 @@ def test_a_state_that_runs_from_token_to_token_is_never_packed():
     packed = recipe.model_copy(update={"student": spec})
     for allowed, family in ((recipe, "qwen3.5"), (packed, "qwen3")):
         check_packing(allowed, spec, FAMILIES[family])
-    with pytest.raises(ModelError, match=r"linear-attention layers.*set student\.attention to sdpa"):
+    with pytest.raises(ModelError, match=r"linear attention, convolutions.*set student\.attention to sdpa"):
         check_packing(packed, spec, FAMILIES["qwen3.5"])
 
 

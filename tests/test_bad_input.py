@@ -346,6 +346,14 @@ def test_recorded_rollouts_with_other_known_answers_are_refused(command, recipe,
     contains(refused(command, write(recipe)), "step-000002.jsonl")
 
 
+@BOTH
+def test_a_quantized_student_is_refused(command, recipe, refused, toy):
+    student = copied(toy, "student")
+    config = json.loads((student / "config.json").read_text())
+    (student / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "fp8"}}))
+    contains(refused(command, write(recipe), f"student.model={student}"), "is quantized", "bf16 or fp32 original")
+
+
 def copied(toy: Path, name: str) -> Path:
     """A copy of a toy model in the test's folder, without its weights: nothing here may need them."""
     return Path(shutil.copytree(toy / name, f"other-{name}", ignore=shutil.ignore_patterns("*.safetensors")))

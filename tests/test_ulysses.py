@@ -38,7 +38,9 @@ def test_two_ranks_share_a_rollout_of_2048_tokens(tmp_path: Path):
     expected = (pieces.kept_bytes(Ranks()) + layers * pieces.LONG * width * itemsize) / 2
     assert left["kept_bytes"] == pytest.approx(expected, rel=0.01)
     refused = {name: words for name, words in left["complaints"].items() if words is not None}
-    assert refused.keys() == {"rolling", "gemma3", "qwen3.5"}, "a window that wants a mask, a state along the sequence"
+    assert refused.keys() == {"rolling", "gemma3", "gemma4", "qwen3.5"}, (
+        "a window that wants a mask, a state along the sequence"
+    )
     assert left["complaints"].keys() == {"rolling", *FAMILIES} - {"gemma2"}, "gemma2 is refused for its kernel"
     for words in refused.values():
         assert "'student': hidden states change when 2 ranks share a sequence" in words and "\n" not in words

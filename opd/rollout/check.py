@@ -9,7 +9,7 @@ import torch
 
 from opd.distributed import local_world_size
 from opd.errors import EngineError, RecipeError
-from opd.models import biases_attention, rotates_by_sections, text_config
+from opd.models import biases_attention, of_layers, rotates_by_sections, text_config
 from opd.rollout.settings import RolloutSettings
 from opd.rollout.start import engine_type
 
@@ -45,9 +45,13 @@ def check_tensor_parallel(settings: RolloutSettings, config: Any, model: str) ->
             "launch a multiple of it, or set it to 1"
         )
     heads = read.num_attention_heads
-    shared = getattr(read, "num_key_value_heads", None) or heads
-    inner = getattr(read, "intermediate_size", None) or parts
-    if heads % parts or max(shared, parts) % min(shared, parts) or inner % parts:
+    keys, widths = (
+        of_layers(config, "num_key_value_heads") or [heads],
+        of_layers(config, "intermediate_size") or [parts],
+    )
+    shared = next((n for n in keys if n % parts and parts % n), keys[-1])
+    inner = next((n for n in widths if n % parts), widths[-1])
+    if heads % parts or (shared % parts and parts % shared) or inner % parts:
         raise RecipeError(
             f"rollout.tensor_parallel {parts} does not cut {model!r} evenly: {heads} heads of attention, {shared} of "
             f"keys and values, {inner} columns between the MLP's layers; take a divisor of these"

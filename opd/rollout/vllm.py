@@ -12,7 +12,7 @@ import torch
 
 from opd.distributed import Ranks
 from opd.errors import EngineError, reason_of
-from opd.models import as_stored, load_config
+from opd.models import as_stored, stored_model
 from opd.rollout.engine import Completion, Request, RolloutEngine, Sampling, Weights
 from opd.rollout.settings import RolloutSettings
 from opd.seeds import seed_for
@@ -44,7 +44,7 @@ class VLLMEngine(RolloutEngine):
     ) -> None:
         super().__init__(ranks, settings.tensor_parallel if ranks.initialized else 1)
         _environment()
-        self.stop, self.config = stop, load_config(model, revision)
+        self.stop, self.stored = stop, stored_model(model, revision)
         self.seed, self.calls = seed, 0
         self.sleep_level = settings.sleep_level if settings.sleep and torch.cuda.is_available() else 0
         self.asleep: set[str] = set()
@@ -126,7 +126,7 @@ class VLLMEngine(RolloutEngine):
 
     def _fill(self, weights: Weights) -> None:
         self._wake(WEIGHTS)
-        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": as_stored(self.config, weights)})
+        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": as_stored(self.stored, weights)})
         if not torch.cuda.is_available() and self.llm.model_config.hf_text_config.tie_word_embeddings:
             self.llm.apply_model(_repack_head)
         self.is_empty = False

@@ -13,6 +13,7 @@ import torch
 from opd.batch import Prompt
 from opd.distributed import Ranks
 from opd.errors import EngineError
+from opd.models import empty_model
 from opd.rollout.engine import Request, Sampling
 from opd.rollout.settings import RolloutSettings
 from opd.rollout.vllm import VLLMEngine
@@ -78,7 +79,7 @@ def told(engine: VLLMEngine) -> list[str]:
 def parameters(monkeypatch: pytest.MonkeyPatch) -> None:
     """vLLM's own import takes seconds, and pinned memory needs a GPU."""
     monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(SamplingParams=dict, LLM=Told))
-    monkeypatch.setattr("opd.rollout.vllm.load_config", lambda model, revision: FAMILIES[model])
+    monkeypatch.setattr("opd.rollout.vllm.stored_model", lambda model, revision: empty_model(FAMILIES[model]))
     monkeypatch.setattr(torch.cuda, "is_available", torch.cuda.is_available)  # put back after `engine_at`
     monkeypatch.setattr(torch.accelerator, "empty_host_cache", lambda: HOST.append("emptied"))
 
