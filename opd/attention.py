@@ -38,7 +38,7 @@ def settle_attention(recipe: Recipe, student: Any, teacher: Any) -> Recipe:
 
 def _knows_flash(recipe: Recipe, config: Any) -> bool:
     text = text_config(config)
-    size = max(of_layers(config, "head_dim"), default=text.hidden_size // text.num_attention_heads)
+    size = max(of_layers(config, "head_dim") or [text.hidden_size // text.num_attention_heads])
     if recipe.precision != "bf16" or size > LARGEST_HEAD or carries_state(config) or not is_flash_attn_2_available():
         return False
     model = architecture(config)

@@ -22,7 +22,7 @@ from opd import schedules
 from opd.attention import check_attention, check_packing, settle_attention
 from opd.batch import Prompt, Rollout
 from opd.config import EvaluateSettings, PromptSettings, Recipe
-from opd.distributed import is_main_process, local_world_size, world_size
+from opd.distributed import is_main_process, world_size
 from opd.errors import DataError, EngineError, ModelError, RecipeError
 from opd.head.statistics import STATISTICS
 from opd.hub import check_access
@@ -283,7 +283,7 @@ def check_ranks(recipe: Recipe) -> None:
             f"{ranks // pieces} data ranks share the {rollouts} rollouts of a step (prompts_per_step × "
             "rollout.samples_per_prompt): a rank would be idle; raise one of these, or launch fewer processes"
         )
-    here, gpus = local_world_size(), torch.cuda.device_count()
+    here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
     if torch.cuda.is_available() and 0 < gpus < here:
         raise RecipeError(
             f"{here} processes were launched on a machine with {gpus} GPU{'s' * (gpus > 1)}; "

@@ -102,10 +102,13 @@ def check_one_dtype(model: PreTrainedModel, dtype: torch.dtype, name: str) -> No
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
 
 
+QUIETLY = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "gated_repo", "connection_errors")}
+
+
 def copy_processor(model: str, revision: str | None, to: Path) -> None:
     """What a model of more than text needs beside weights and tokenizer: vLLM starts no Gemma 3 4B without it."""
     for name in PROCESSOR_FILES:
-        found = cached_file(model, name, revision=revision, _raise_exceptions_for_missing_entries=False)
+        found = cached_file(model, name, revision=revision, **QUIETLY)
         if found is not None:
             shutil.copy(found, to / name)
 
@@ -205,8 +208,8 @@ def caps_attention(config: Any) -> bool:
 def carries_state(config: Any) -> bool:
     """Whether some layers hand a state on past a packed border: Qwen3.5's linear attention, LFM2's convolution."""
     attends = {"full_attention", "sliding_attention", "chunked_attention"}
-    others = set(getattr(text_config(config), "layer_types", None) or ()) - attends
-    return bool(others) or architecture(config)._is_stateful
+    types = getattr(text_config(config), "layer_types", None)
+    return bool(set(types) - attends) if types else architecture(config)._is_stateful
 
 
 def biases_attention(config: Any) -> bool:

@@ -15,7 +15,7 @@ from opd.doctor import Checked, longest_held_out
 from opd.grading.extract import opens_thought
 from opd.lora import attach
 from opd.model_spec import ModelSettings
-from opd.models import DTYPES, check_one_dtype, freeze_beside, load_model, text_config, token_count
+from opd.models import DTYPES, check_one_dtype, freeze_beside, load_model, token_count
 from opd.packing import Layout
 from opd.prompts import completion_text
 from opd.rewards import grade
@@ -121,7 +121,7 @@ def load_student(checked: Checked, ranks: Ranks) -> Student:
     check_one_dtype(model, DTYPES[recipe.precision], recipe.student.model)
     if kind := recipe.student.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False}, offload=kind == "offload")
-    tokens = token_count(checked.tokenizer, text_config(model.config).vocab_size)
+    tokens = token_count(checked.tokenizer, checked.teacher_head.vocabulary)
     student = Student(model, tokens=tokens, layer_share=recipe.layer_share)
     return student.to(ranks.device)
 

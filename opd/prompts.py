@@ -29,12 +29,8 @@ class PromptSet:
     prompts: list[Prompt]
     too_long: int
     duplicates: int
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of their token ids and known answers, in order."""
-        known = [(prompt.token_ids, prompt.extra.get("answer")) for prompt in self.prompts]
-        return hashlib.sha256(repr(known).encode()).hexdigest()
+    digest: str = ""
+    """SHA-256 of their questions and known answers, in order: token ids may hold the day, which templates write."""
 
     def of_step(self, step: int, count: int, *, seed: int) -> list[Prompt]:
         """The step's prompts: the data in a new seeded order each epoch, none lost between epochs."""
@@ -55,6 +51,7 @@ def load_prompts(settings: PromptSettings, tokenizer: PreTrainedTokenizerBase) -
     """Tokenised prompts; over-long and duplicate ones dropped and counted. Raises DataError in one line."""
     prompts, seen, too_long, duplicates = [], set(), 0, 0
     asked: set[str] = set()
+    digest = hashlib.sha256()
     for number, row in enumerate(load_rows(settings), start=1):
         question = _cell(row, settings.question, number, settings)
         if repr(question) in asked:
@@ -75,12 +72,13 @@ def load_prompts(settings: PromptSettings, tokenizer: PreTrainedTokenizerBase) -
         else:
             seen.add(tuple(ids))
             prompts.append(Prompt(len(prompts), ids, _extra(row, number, settings)))
+            digest.update(repr((question, prompts[-1].extra.get("answer"))).encode())
     if not prompts:
         raise DataError(
             f"no prompt is left of {_name(settings)}: {too_long} longer than prompts.max_tokens {settings.max_tokens}, "
             f"{duplicates} duplicates; raise max_tokens or give other data"
         )
-    return PromptSet(prompts, too_long, duplicates)
+    return PromptSet(prompts, too_long, duplicates, digest.hexdigest())
 
 
 def load_rows(settings: PromptSettings) -> Iterable[dict[str, Any]]:

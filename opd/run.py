@@ -73,7 +73,7 @@ class RunFolder:
         return self.path / "answers" / who
 
     def hold(self) -> bool:
-        """Whether no other process trains in the folder; from then on none can, until this one ends."""
+        """Whether no other process trains in the folder; none can from then on, as long as this object is there."""
         if not self.path.exists():
             return True
         self.lock = (self.path / ".lock").open("w")

@@ -125,16 +125,17 @@ def open_folder(folder: RunFolder, checked: Checked, ranks: distributed.Ranks, *
     recipe, data = checked.recipe, checked.prompts.digest
     if not ranks.from_main(ranks.is_main and folder.hold()):
         raise RunError(f"another process trains in {str(folder.path)!r}; wait for its end, or stop it")
+    alike = len(set(ranks.gather_objects(data))) == 1 and not (resume and folder.has_other_data(data))
+    if not ranks.agree(alike):
+        raise RunError(
+            f"the prompts are not those that {str(folder.path)!r} began with, and others would be drawn; restore them "
+            "(prompts.revision pins a data set) on every machine, or start a new run"
+        )
     if ranks.is_main:
         folder.reopen(recipe, data=data) if resume else folder.create(recipe, data=data)
     ranks.barrier()
     if not ranks.agree(any(folder.digest.exists() or time.sleep(1) for _ in range(SHARED_WITHIN))):
         raise RunError(f"some ranks don't see {str(folder.path)!r}, which rank 0 made; put --runs on a shared disk")
-    if not ranks.agree(not folder.has_other_data(data)):
-        raise RunError(
-            f"the prompts are not those that {str(folder.path)!r} began with, and others would be drawn; restore them "
-            "(prompts.revision pins a data set) on every machine, or start a new run"
-        )
 
 
 def announce(checked: Checked, ranks: int, zero_stage: int) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from opd import train as main_job
-from opd.batch import Prompt, Rollout
+from opd.batch import Rollout
 from opd.config import Recipe
 from opd.distributed import Ranks, Update
 from opd.doctor import Checked
@@ -146,7 +146,7 @@ def test_a_run_goes_on_alone_and_with_the_prompts_that_it_began_with(tmp_path: P
     with pytest.raises(RunError, match="another process trains in"):
         open_folder(again, checked, Ranks(), resume=True)
     first.lock.close()
-    more = replace(checked, prompts=PromptSet([Prompt(0, [1])], 0, 0))
+    more = replace(checked, prompts=PromptSet([], 0, 0, digest="others"))
     with pytest.raises(RunError, match=r"the prompts are not those that .* began with"):
         open_folder(again, more, Ranks(), resume=True)
     again.lock.close()

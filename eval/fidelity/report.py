@@ -76,7 +76,7 @@ def _tokens(
     path = student.folder / f"tokens-{key}.json"
     if not path.exists():
         models = [_loaded(study, host) for study in (student, teacher)]
-        size = token_count(student.tokenizer)
+        size = token_count(student.tokenizer, min(model.vocabulary for model in models))
         with Progress(sum(map(len, texts.values())), unit="text") as progress:
             name = f"{short_name(student.model)} beside {short_name(teacher.model)}, {student.asked.task.name}"
             seen = partial(progress.advance, name)

@@ -16,7 +16,7 @@ from opd.step import Run, gather, head_settings, micro_batches, score
 from opd.stop import StopTokens
 
 STOP_ROLLOUTS = 32
-"""At most."""
+"""Rollouts on which stopping is measured, at most."""
 
 
 def say_stops(run: Run, stop: StopTokens, source: Source, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -6,9 +6,11 @@ import gc
 import logging
 import os
 import warnings
+from functools import cached_property
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 
 from opd.distributed import Ranks
 from opd.errors import EngineError, reason_of
@@ -44,7 +46,7 @@ class VLLMEngine(RolloutEngine):
     ) -> None:
         super().__init__(ranks, settings.tensor_parallel if ranks.initialized else 1)
         _environment()
-        self.stop, self.stored = stop, stored_model(model, revision)
+        self.stop, self.model, self.revision = stop, model, revision
         self.seed, self.calls = seed, 0
         self.sleep_level = settings.sleep_level if settings.sleep and torch.cuda.is_available() else 0
         self.asleep: set[str] = set()
@@ -115,6 +117,11 @@ class VLLMEngine(RolloutEngine):
         if not self.is_empty:
             self._fill(weights)
             self._rest()
+
+    @cached_property
+    def stored(self) -> PreTrainedModel:
+        """What knows the weights' names; only what takes new weights needs one that transformers reads."""
+        return stored_model(self.model, self.revision)
 
     def close(self) -> None:
         self._wake(WEIGHTS, CACHE)  # of what is freed asleep, vLLM would give memory back twice (its issue 36651)

@@ -17,7 +17,8 @@ def models(toy):
 
 @pytest.fixture(scope="module")
 def tokens(toy) -> int:
-    return token_count(load_tokenizer(str(toy / "student")))
+    tokenizer = load_tokenizer(str(toy / "student"))
+    return token_count(tokenizer, len(tokenizer))
 
 
 def plain(model, prompt: list[int], completion: list[int]) -> torch.Tensor:
