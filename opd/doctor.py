@@ -183,12 +183,11 @@ def check_needs(recipe: Recipe) -> None:
 
 
 def check_recorded(recipe: Recipe, prompts: PromptSet, vocabulary: int) -> None:
-    """DataError if recorded rollouts are missing, broken, too few, sampled at another temperature, or graded anew.
-
-    They carry the answers that the recipe which recorded them read.
-    """
+    """DataError if recorded rollouts are missing, broken, too few, or of another temperature or other answers."""
+    if recipe.rollout.path is None:
+        return
     known = {tuple(prompt.token_ids): prompt.extra.get("answer") for prompt in prompts.prompts}
-    for step in range(recipe.steps if recipe.rollout.path is not None else 0):
+    for step in range(recipe.steps):
         path = step_file(recipe.rollout.path, step)
         try:
             rollouts, temperature = read_rollouts(path), recorded_temperature(path)
@@ -238,10 +237,10 @@ def _check_recorded_temperature(recipe: Recipe, path: Path, temperature: float |
 def check_context(recipe: Recipe, config: Any, model: str) -> None:
     """RecipeError if prompt and rollout together may be longer than the model's positions."""
     longest = recipe.prompts.max_tokens + recipe.rollout.max_new_tokens
-    context = training_context(config)
+    context, bound = training_context(config)
     if context and longest > context:
         raise RecipeError(
-            f"{model!r} reads {context} tokens at most, and prompts.max_tokens {recipe.prompts.max_tokens} "
+            f"{model!r} reads {context} tokens {bound}, and prompts.max_tokens {recipe.prompts.max_tokens} "
             f"+ rollout.max_new_tokens {recipe.rollout.max_new_tokens} = {longest}; lower one of them"
         )
 
@@ -257,10 +256,10 @@ def check_evaluation(recipe: Recipe, evaluation: Evaluation | None, config: Any,
     if evaluation is None:
         return
     longest = longest_held_out(recipe, evaluation)
-    context = training_context(config)
+    context, bound = training_context(config)
     if context and longest > context:
         raise RecipeError(
-            f"{model!r} reads {context} tokens at most, and evaluate's longest problem and answer take {longest}; "
+            f"{model!r} reads {context} tokens {bound}, and evaluate's longest problem and answer take {longest}; "
             "lower evaluate.max_new_tokens or rollout.max_new_tokens"
         )
     if recipe.evaluate.fixed_text and longest > recipe.token_budget:

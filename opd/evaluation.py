@@ -11,7 +11,7 @@ from opd.batch import Rollout
 from opd.distributed import Ranks
 from opd.doctor import Checked
 from opd.metrics import Clock
-from opd.models import copy_processor, text_config
+from opd.models import processor_files
 from opd.parts import Parts, engine_for
 from opd.rollout.engine import Sampling
 from opd.rollout.files import read_rollouts, write_rollouts
@@ -81,8 +81,8 @@ def export(parts: Parts, folder: Path) -> None:
     if lora is None or lora.merge:
         whole, spec = folder / "merged" if lora else folder, parts.checked.recipe.student
         student.export(whole, tokenizer, ends=ends, writes=writes)
-        if writes and student.model.config is not text_config(student.model.config):
-            copy_processor(spec.model, spec.revision, whole)
+        for file in processor_files(student.model, spec.model, spec.revision) if writes else ():
+            shutil.copy(file, whole)
 
 
 def fixed_text(parts: Parts) -> list[Rollout]:

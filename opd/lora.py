@@ -197,7 +197,7 @@ def targeted(model: Any, targets: Iterable[str]) -> list[str]:
 
 
 def check_adapters(model: Any, settings: LoraSettings, base: ModelSettings) -> None:
-    """RecipeError for targets that name no layer, for a rank that is none below every layer's own, and by `attach`.
+    """RecipeError for targets that name no layer, a rank not below any layer's own, and adapters that would go astray.
 
     model: on the meta device, to throw away.
     """

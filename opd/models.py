@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -105,12 +104,15 @@ PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "video_p
 QUIETLY = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "gated_repo", "connection_errors")}
 
 
-def copy_processor(model: str, revision: str | None, to: Path) -> None:
-    """What a model of more than text needs beside weights and tokenizer: vLLM starts no Gemma 3 4B without it."""
-    for name in PROCESSOR_FILES:
-        found = cached_file(model, name, revision=revision, **QUIETLY)
-        if found is not None:
-            shutil.copy(found, to / name)
+def processor_files(loaded: PreTrainedModel, model: str, revision: str | None) -> list[Path]:
+    """What a model of more than text needs beside weights and tokenizer: vLLM starts no Gemma 3 4B without it.
+
+    Fetched from the hub the first time, so ask while the model is loaded, not when a long run ends.
+    """
+    if loaded.config is text_config(loaded.config):
+        return []
+    found = [cached_file(model, name, revision=revision, **QUIETLY) for name in PROCESSOR_FILES]
+    return [Path(path) for path in found if path is not None]
 
 
 def as_stored(stored: PreTrainedModel, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
@@ -174,14 +176,15 @@ def context_length(config: Any) -> int | None:
     return getattr(text_config(config), "max_position_embeddings", None)
 
 
-def training_context(config: Any) -> int | None:
-    """The same in training: with LongRoPE, the length up to which positions do not depend on the longest of a batch."""
+def training_context(config: Any) -> tuple[int | None, str]:
+    """The same in training, and what to call it: LongRoPE's positions depend on the longest of a batch beyond it."""
     text = text_config(config)
     given = getattr(text, "rope_parameters", None) or {}
-    if "longrope" not in rope_types(config):
-        return context_length(config)
-    own = given.get("original_max_position_embeddings")
-    return own or getattr(text, "original_max_position_embeddings", None) or context_length(config)
+    if "longrope" in rope_types(config):
+        own = given.get("original_max_position_embeddings")
+        if own := own or getattr(text, "original_max_position_embeddings", None):
+            return own, "before LongRoPE stretches its positions, as training must"
+    return context_length(config), "at most"
 
 
 def rope_types(config: Any) -> set[str]:

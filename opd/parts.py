@@ -15,7 +15,7 @@ from opd.doctor import Checked, longest_held_out
 from opd.grading.extract import opens_thought
 from opd.lora import attach
 from opd.model_spec import ModelSettings
-from opd.models import DTYPES, check_one_dtype, freeze_beside, load_model, token_count
+from opd.models import DTYPES, check_one_dtype, freeze_beside, load_model, processor_files, token_count
 from opd.packing import Layout
 from opd.prompts import completion_text
 from opd.rewards import grade
@@ -114,6 +114,7 @@ def load_student(checked: Checked, ranks: Ranks) -> Student:
     """The student's module, whole, on this rank's device."""
     recipe = checked.recipe
     model = load_read(checked, ranks, recipe.student)
+    processor_files(model, recipe.student.model, recipe.student.revision)
     if recipe.student.lora is not None:
         attach(model, recipe.student.lora, recipe.student, seed=recipe.seed)
     else:

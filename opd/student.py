@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -147,7 +148,7 @@ class Student(nn.Module):
         """
         if (asked := self.model.generation_config) is not None:
             asked.eos_token_id = ends or asked.eos_token_id
-            asked.do_sample = asked.do_sample or samples(asked)
+            self.model.generation_config = writable(asked)
         weights = {name: tensor.detach().cpu().clone() if writes else None for name, tensor in self.weights()}
         if writes:
             self.model.save_pretrained(folder, state_dict=weights)
@@ -171,13 +172,23 @@ def _matrices(beside: Iterable[LowRank]) -> list[nn.Parameter]:
     return [matrix for adapter in beside for matrix in (adapter.lora_A, adapter.lora_B)]
 
 
-def samples(config: GenerationConfig) -> bool:
-    """Whether it names a temperature or the like but not `do_sample`: transformers loads such files and writes none."""
-    try:
-        config.validate(strict=True)
-    except ValueError:
-        return True
-    return False
+def writable(config: GenerationConfig) -> GenerationConfig:
+    """The settings, or what of them transformers writes: it loads some files that it would not write.
+
+    Such name a temperature without `do_sample`, which is set then, or what is no setting at all (`pad_token_id: -1`):
+    of those the ids that begin, end and fill a text are left.
+    """
+    ids = {name: getattr(config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    known = {name: i for name, i in ids.items() if i is not None and (isinstance(i, list) or i >= 0)}
+    sampling = deepcopy(config)
+    sampling.do_sample = True
+    for found in (config, sampling, GenerationConfig(**known)):
+        try:
+            found.validate(strict=True)
+        except ValueError:
+            continue
+        break
+    return found
 
 
 def drops(model: PreTrainedModel) -> bool:

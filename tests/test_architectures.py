@@ -37,7 +37,7 @@ from opd.distributed import Ranks
 from opd.errors import ModelError, RecipeError
 from opd.lora import LoraSettings, adapters, attach, check_adapters, plain_buffers
 from opd.model_spec import ModelSettings
-from opd.models import as_stored, empty_model
+from opd.models import as_stored, empty_model, stored_model
 from opd.rollout.settings import RolloutSettings
 from opd.rollout.start import start_engine
 from opd.student import Student
@@ -143,7 +143,8 @@ def test_the_gradient_is_the_plain_models_and_the_export_loads(family: str, adap
     assert cases.relative_error(gradients(student.model), gradients(plain)) < 1e-6
 
     student.export(tmp_path, character_tokenizer(), writes=True)
-    stored, streamed = load_file(tmp_path / "model.safetensors"), dict(as_stored(plain, student.weights()))
+    stored = load_file(tmp_path / "model.safetensors")
+    streamed = dict(as_stored(stored_model(str(tmp_path)), student.weights()))
     assert stored.keys() == streamed.keys() and all(torch.equal(stored[name], streamed[name]) for name in stored)
     loaded, ids = AutoModelForCausalLM.from_pretrained(tmp_path, **kernels(family)), torch.arange(37)[None]
     with torch.no_grad():

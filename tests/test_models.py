@@ -1,6 +1,5 @@
 """What real checkpoints do that tiny text models don't: towers for images, layers unlike, names of their own."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -24,17 +23,18 @@ from transformers import (
 )
 
 from opd.attention import settle_attention
-from opd.errors import ModelError
+from opd.doctor import check_context
+from opd.errors import ModelError, RecipeError
 from opd.lora import serving_warning
 from opd.models import (
     as_stored,
     carries_state,
     check_one_dtype,
-    copy_processor,
     empty_model,
     freeze_beside,
     load_model,
     of_layers,
+    processor_files,
     stored_model,
     token_count,
     training_context,
@@ -75,7 +75,9 @@ def test_a_setting_may_differ_from_layer_to_layer():
 
 def test_positions_that_depend_on_the_longest_of_a_batch_bound_a_rollout():
     """LongRoPE: above its original length all positions of a micro-batch turn by other factors."""
-    assert training_context(LONGROPE) == 16 and training_context(FAMILIES["llama"]) == 64
+    assert training_context(LONGROPE)[0] == 16 and training_context(FAMILIES["llama"]) == (64, "at most")
+    with pytest.raises(RecipeError, match="reads 16 tokens before LongRoPE stretches its positions"):
+        check_context(cases.recipe("soft_or_batch"), LONGROPE, "phi")
 
 
 def test_special_tokens_beyond_the_head_are_no_tokens_of_it():
@@ -126,14 +128,13 @@ def test_a_weight_that_a_checkpoint_lacks_is_named(toy: Path, tmp_path: Path):
         load_model(str(tmp_path), dtype=torch.float32)
 
 
-def test_parameters_of_another_dtype_are_refused():
+def test_parameters_of_another_dtype_are_refused(tmp_path: Path):
     """DeepSpeed would round ERNIE's routers, which transformers keeps in fp32."""
     config = Ernie4_5_MoeConfig(**SIZE, moe_num_experts=4, moe_k=2, moe_intermediate_size=24, moe_layer_start_index=0)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    check_one_dtype(model, torch.float32, "ernie")
-    model.model.embed_tokens.to(torch.bfloat16)
-    with pytest.raises(ModelError, match=r"'ernie' keeps model\.embed_tokens\.weight in bfloat16.*precision"):
-        check_one_dtype(model, torch.float32, "ernie")
+    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(tmp_path)
+    check_one_dtype(load_model(str(tmp_path), dtype=torch.float32), torch.float32, "ernie")
+    with pytest.raises(ModelError, match=r"'ernie' keeps model\.layers\.0\.mlp\.gate.* in float32.*precision: fp32"):
+        check_one_dtype(load_model(str(tmp_path), dtype=torch.bfloat16), torch.bfloat16, "ernie")
 
 
 def test_what_transformers_reads_no_text_of_is_refused():
@@ -141,13 +142,11 @@ def test_what_transformers_reads_no_text_of_is_refused():
         empty_model(Mistral3Config())
 
 
-def test_a_processors_files_go_along(toy: Path, tmp_path: Path):
-    source = Path(shutil.copytree(toy / "student", tmp_path / "source"))
-    (source / "preprocessor_config.json").write_text('{"size": 28}')
-    (tmp_path / "to").mkdir()
-    copy_processor(str(source), None, tmp_path / "to")
-    assert [path.name for path in (tmp_path / "to").iterdir()] == ["preprocessor_config.json"]
-    assert json.loads((tmp_path / "to" / "preprocessor_config.json").read_text()) == {"size": 28}
+def test_a_processors_files_go_along(tmp_path: Path):
+    """With a model of more than text alone; most text models have none, and asking the hub takes time."""
+    (tmp_path / "preprocessor_config.json").write_text('{"size": 28}')
+    assert processor_files(COMPOSITE["gemma3"], str(tmp_path), None) == [tmp_path / "preprocessor_config.json"]
+    assert processor_files(made("llama", 0), "no-such/model", None) == []
 
 
 def test_generation_settings_that_transformers_loads_but_does_not_write_are_written(tmp_path: Path):
@@ -159,6 +158,16 @@ def test_generation_settings_that_transformers_loads_but_does_not_write_are_writ
     assert (stored.do_sample, stored.temperature, stored.eos_token_id) == (True, 0.9, [2, 5])
     Student(made("llama", 0), tokens=37).export(tmp_path / "plain", character_tokenizer(), writes=True)
     assert not GenerationConfig.from_pretrained(tmp_path / "plain").do_sample
+
+
+@pytest.mark.parametrize("refused", [{"pad_token_id": -1}, {"early_stopping": True}])
+def test_of_generation_settings_that_no_sampling_mends_only_the_ids_are_written(refused: dict, tmp_path: Path):
+    model = made("llama", 0)
+    model.generation_config = GenerationConfig(**{"temperature": 0.9, "bos_token_id": 1, "pad_token_id": 0} | refused)
+    Student(model, tokens=37).export(tmp_path, character_tokenizer(), ends=[2, 5], writes=True)
+    stored = GenerationConfig.from_pretrained(tmp_path)
+    assert (stored.bos_token_id, stored.eos_token_id) == (1, [2, 5])
+    assert stored.pad_token_id == (None if "pad_token_id" in refused else 0)
 
 
 def test_an_adapter_that_vllm_would_not_find_is_said():
