@@ -14,6 +14,7 @@ from eval.report.table import comparison_table, scores_table
 from eval.results import Result, read_result
 from eval.runner import Evaluated, Host, evaluate, prepare
 from eval.tasks import Task
+from opd.arithmetic import precision_warning
 from opd.errors import RunError
 from opd.metrics import Clock
 
@@ -28,6 +29,8 @@ def evaluate_models(
 ) -> None:
     """Evaluate every model (the teacher among them) on every task; print the tables, write the report into `out`."""
     clock, console = Clock(), _console()
+    if slow := precision_warning(host.precision):
+        console.print(slow, highlight=False, soft_wrap=True)
     with clock("prepare"):
         studies = prepare(models, tasks, asking, host, out)
     evaluated = evaluate(studies, host, clock)

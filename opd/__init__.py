@@ -40,6 +40,7 @@ In reading order:
     metrics.py        what a step says about itself, and the clock
     report/           progress line, final table, plot, model card, stored rollouts, experiment trackers
     doctor.py         everything that can be found wrong before a model loads
+    arithmetic.py     what this machine multiplies slowly
     memory.py         what trains, and what a rank must hold for it, calculated
     record.py         the base of everything that a recipe can hold
     seeds.py          every random draw has a name

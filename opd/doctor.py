@@ -19,6 +19,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from opd import schedules
+from opd.arithmetic import precision_warning
 from opd.attention import check_attention, check_packing, settle_attention
 from opd.batch import Prompt, Rollout
 from opd.config import EvaluateSettings, PromptSettings, Recipe
@@ -114,6 +115,7 @@ def check(recipe: Recipe, make_evaluation: MakeEvaluation) -> Checked:
         rate_warning(recipe.optimizer.lr, width, adapted=adapted),
         warmup_warning(recipe),
         serving_warning(configs[0], adapted=adapted),
+        precision_warning(recipe.precision),
     )
     return Checked(
         recipe,
