@@ -29,10 +29,10 @@ def evaluate_models(
 ) -> None:
     """Evaluate every model (the teacher among them) on every task; print the tables, write the report into `out`."""
     clock, console = Clock(), _console()
-    if slow := precision_warning(host.precision):
-        console.print(slow, highlight=False, soft_wrap=True)
     with clock("prepare"):
         studies = prepare(models, tasks, asking, host, out)
+    if slow := precision_warning(host.precision):
+        console.print(slow, highlight=False, soft_wrap=True)
     evaluated = evaluate(studies, host, clock)
     fidelities = []
     if teacher:

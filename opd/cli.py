@@ -95,7 +95,6 @@ def doctor(
     checked = check(load_recipe(recipe, overrides), Evaluation)
     if not is_main_process():
         return
-    prompts = checked.prompts
     typer.echo(f"tokenizers agree on {len(checked.tokenizer)} tokens")
     if models:
         from opd.train import measure_stops
@@ -108,7 +107,7 @@ def doctor(
         typer.echo(line)
     for line in memory_lines(checked.recipe, ranks=world_size(), zero_stage=zero_stage()):
         typer.echo(line)
-    typer.echo(f"{len(prompts.prompts)} prompts ({prompts.too_long} too long, {prompts.duplicates} duplicates dropped)")
+    typer.echo(checked.prompts.words)
     typer.echo(f"rollouts by {engine_type(checked.recipe.rollout)}; all is well")
 
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from netrc import NetrcParseError, netrc
 from pathlib import Path
 from reprlib import repr as short
 from typing import Any, Protocol, runtime_checkable
@@ -23,12 +24,13 @@ from opd.arithmetic import precision_warning
 from opd.attention import check_attention, check_packing, settle_attention
 from opd.batch import Prompt, Rollout
 from opd.config import EvaluateSettings, PromptSettings, Recipe
-from opd.distributed import is_main_process, world_size
+from opd.distributed import is_main_process, local_world_size, world_size
 from opd.errors import DataError, EngineError, ModelError, RecipeError
 from opd.head.statistics import STATISTICS
-from opd.hub import check_access
+from opd.hub import check_access, check_base
 from opd.lora import check_adapters, rate_warning, serving_warning
 from opd.models import (
+    DTYPES,
     dropout_rates,
     empty_model,
     load_config,
@@ -37,8 +39,8 @@ from opd.models import (
     token_count,
     training_context,
 )
-from opd.prompts import PromptSet, load_prompts
-from opd.rollout.check import check_engine, check_experts, check_sleep, check_tensor_parallel
+from opd.prompts import PromptSet, load_prompts, template_warning
+from opd.rollout.check import check_engine, check_experts, check_room, check_sleep, check_tensor_parallel
 from opd.rollout.engine import RolloutEngine
 from opd.rollout.files import read_rollouts, recorded_temperature, step_file
 from opd.schedules import warmup_warning
@@ -109,6 +111,7 @@ def check(recipe: Recipe, make_evaluation: MakeEvaluation) -> Checked:
     check_enough(recipe, prompts)
     evaluations = evaluations_of(recipe, tokenizers, configs, make_evaluation)
     if recipe.hub is not None and is_main_process():
+        check_base(recipe.hub, recipe.student.model, adapted=recipe.student.lora is not None)
         check_access(recipe.hub)
     width, adapted = text_config(configs[0]).hidden_size, recipe.student.lora is not None
     warned = (
@@ -116,6 +119,8 @@ def check(recipe: Recipe, make_evaluation: MakeEvaluation) -> Checked:
         warmup_warning(recipe),
         serving_warning(configs[0], adapted=adapted),
         precision_warning(recipe.precision),
+        template_warning(recipe.prompts, tokenizer),
+        login_warning(recipe.metrics.trackers),
     )
     return Checked(
         recipe,
@@ -146,6 +151,8 @@ def check_models(recipe: Recipe, configs: list[Any]) -> None:
             check_tensor_parallel(recipe.rollout, config, spec.model)
         check_shared_sequences(recipe, spec, config)
         check_context(recipe, config, spec.model)
+    if recipe.evaluate is not None and recipe.evaluate.teacher:
+        check_room(recipe.rollout, configs[1], recipe.teacher.model, DTYPES[recipe.precision])
 
 
 def check_enough(recipe: Recipe, prompts: PromptSet) -> None:
@@ -249,8 +256,14 @@ def check_context(recipe: Recipe, config: Any, model: str) -> None:
 
 def longest_held_out(recipe: Recipe, evaluation: Evaluation) -> int:
     """Tokens of the longest held-out problem with its answer, or with its rollout where fixed text is made of it."""
-    new = max(evaluation.max_new_tokens, recipe.rollout.max_new_tokens if recipe.evaluate.fixed_text else 0)
-    return max(len(prompt.token_ids) for prompt in evaluation.prompts) + new
+    longest = max(len(prompt.token_ids) for prompt in evaluation.prompts)
+    return max(longest + evaluation.max_new_tokens, longest_fixed_text(recipe, evaluation))
+
+
+def longest_fixed_text(recipe: Recipe, evaluation: Evaluation) -> int:
+    """Tokens of the longest problem that fixed text is made of, with its rollout; 0 where none is."""
+    asked = evaluation.prompts[: recipe.evaluate.fixed_text]
+    return max((len(prompt.token_ids) + recipe.rollout.max_new_tokens for prompt in asked), default=0)
 
 
 def check_evaluation(recipe: Recipe, evaluation: Evaluation | None, config: Any, model: str) -> None:
@@ -264,10 +277,10 @@ def check_evaluation(recipe: Recipe, evaluation: Evaluation | None, config: Any,
             f"{model!r} reads {context} tokens {bound}, and evaluate's longest problem and answer take {longest}; "
             "lower evaluate.max_new_tokens or rollout.max_new_tokens"
         )
-    if recipe.evaluate.fixed_text and longest > recipe.token_budget:
+    if (rollout := longest_fixed_text(recipe, evaluation)) > recipe.token_budget:
         raise RecipeError(
-            f"token_budget {recipe.token_budget} is below a rollout on evaluate's problems ({longest} tokens); "
-            f"raise it to {longest} or more, or set evaluate.fixed_text=0"
+            f"token_budget {recipe.token_budget} is below a rollout on evaluate's problems ({rollout} tokens); "
+            f"raise it to {rollout} or more, or set evaluate.fixed_text=0"
         )
 
 
@@ -284,11 +297,11 @@ def check_ranks(recipe: Recipe) -> None:
             f"{ranks // pieces} data ranks share the {rollouts} rollouts of a step (prompts_per_step × "
             "rollout.samples_per_prompt): a rank would be idle; raise one of these, or launch fewer processes"
         )
-    here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    here, gpus = local_world_size(), torch.cuda.device_count()
     if torch.cuda.is_available() and 0 < gpus < here:
         raise RecipeError(
-            f"{here} processes were launched on a machine with {gpus} GPU{'s' * (gpus > 1)}; "
-            f"add --num_processes {gpus} to accelerate launch"
+            f"{here} processes were launched on a machine with {gpus} GPU{'s' * (gpus > 1)}; add --num_processes "
+            f"{gpus * (ranks // here)} to accelerate launch, the number on all machines together"
         )
 
 
@@ -312,6 +325,25 @@ def wanted_packages(recipe: Recipe) -> dict[str, str]:
     if "flash_attention_2" in (recipe.student.attention, recipe.teacher.attention):
         wanted["flash_attn"] = "attention is flash_attention_2"
     return wanted
+
+
+def login_warning(trackers: list[str]) -> str | None:
+    """A line where W&B will ask who one is: it waits at a terminal, and a batch job stops when its run has a folder."""
+    if "wandb" not in trackers or {"WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"} & os.environ.keys():
+        return None
+    if os.environ.get("WANDB_MODE") in ("offline", "disabled", "dryrun"):
+        return None
+    host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").removeprefix("https://").removeprefix("http://")
+    try:
+        known = netrc(os.environ.get("NETRC")).hosts
+    except (OSError, NetrcParseError):
+        known = {}
+    if host.strip("/") in known:
+        return None
+    return (
+        "warning: metrics.trackers names wandb, and nobody is logged in here (no WANDB_API_KEY, nothing in ~/.netrc); "
+        "run `wandb login`, or set WANDB_MODE=offline"
+    )
 
 
 def check_gpu() -> None:

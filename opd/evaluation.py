@@ -53,7 +53,23 @@ def evaluate_student(parts: Parts, who: str, *, steps: int) -> None:
             keep_best(parts, score | {"who": who})
     if run.ranks.is_main:
         folder.add_score(settings.task, who, score)
+    run.trainer.accelerator.log(tracked(settings.task, score), step=steps)
     run.ranks.barrier()
+
+
+def tracked(task: str, score: dict[str, Any]) -> dict[str, float]:
+    """What trackers are told of a score, beside the step's metrics.
+
+    >>> tracked("gsm8k", {"score": 0.5, "stderr": 0.1, "n": 25, "fixed_text": {"reverse_kl": 0.2, "tokens": 9}})
+    {'evaluate/gsm8k': 0.5, 'evaluate/gsm8k_stderr': 0.1, 'fixed_text/reverse_kl': 0.2}
+    """
+    said = {f"evaluate/{task}": "score", f"evaluate/{task}_stderr": "stderr"}
+    said |= {f"evaluate/{name}": name for name in ("truncated", "tokens")}
+    found = {name: score[key] for name, key in said.items() if key in score}
+    divergences = score.get("fixed_text", {})
+    return found | {
+        f"fixed_text/{name}": divergences[name] for name in ("reverse_kl", "forward_kl") if name in divergences
+    }
 
 
 def is_best(kept: dict[str, Any] | None, score: dict[str, Any]) -> bool:

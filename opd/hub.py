@@ -6,6 +6,8 @@ token as everywhere: HF_TOKEN, or what `hf auth login` stored.
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +26,8 @@ LACKS: dict[Part, str] = {
 }
 """Why a part is not there, and the way out."""
 MADE_WITH_A_REPOSITORY = {".gitattributes"}
+HUB_ID = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*")
+"""What the hub takes for a model or a data set."""
 
 
 class HubSettings(Record):
@@ -35,6 +39,20 @@ class HubSettings(Record):
     """Whether a new repository is private."""
     part: Part = "model"
     """model (with student.lora the adapter), merged (of student.lora.merge) or best (of evaluate.every)."""
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a recipe's model or data set is one of the hub's, which others find too, and no local folder."""
+    return bool(HUB_ID.fullmatch(name)) and not Path(name).is_dir()
+
+
+def check_base(hub: HubSettings, base: str, *, adapted: bool) -> None:
+    """HubError for an adapter of a model that lies on this machine alone, beside which nobody else could load it."""
+    if adapted and hub.part != "merged" and not is_hub_id(base):
+        raise HubError(
+            f"{hub.part!r} is an adapter of {base!r}, a local folder, beside which nobody else can load it; take part "
+            "merged (of student.lora.merge: true), or train from the model on the hub"
+        )
 
 
 def check_access(hub: HubSettings) -> None:
@@ -65,6 +83,8 @@ def push(run: Path, hub: HubSettings) -> str:
         raise HubError(f"there is no finished run in {str(run)!r}; give a folder below runs/ that has a summary.json")
     if not folder.is_dir():
         raise HubError(f"run {str(run)!r} has no {PARTS[hub.part]}/ to upload: {LACKS[hub.part]}")
+    student = json.loads((run / "summary.json").read_text())["recipe"]["student"]
+    check_base(hub, student["model"], adapted=bool(student.get("lora")))
     check_access(hub)
     try:
         head = _head(api, hub.repo)

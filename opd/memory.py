@@ -10,7 +10,7 @@ from opd.batch import REFERENCE
 from opd.config import Recipe
 from opd.head.cost import loss_cost, rank_bytes
 from opd.lora import targeted
-from opd.models import DTYPES, empty_model, freeze_beside, load_config
+from opd.models import DTYPES, empty_model, freeze_beside, load_config, of_layers, text_config
 from opd.rollout.start import engine_type
 from opd.run import machine
 from opd.teacher.placement import head_shape, place_head
@@ -109,10 +109,54 @@ def memory_lines(recipe: Recipe, *, ranks: int, zero_stage: int) -> list[str]:
     sizes = sizes_of(recipe)
     held = bytes_of(recipe, sizes, ranks=ranks, zero_stage=zero_stage)
     parts = ", ".join(f"{name} {size / GIB:.2f}" for name, size in held.items())
-    holds = f"a rank holds about {sum(held.values()) / GIB:.1f} GiB ({parts}), and activations"
+    width, active = DTYPES[recipe.precision].itemsize, activation_bytes(recipe)
+    whole = sum(held.values()) / GIB
+    holds = f"a rank holds about {whole:.1f} GiB ({parts}), and at least {active / GIB:.1f} of activations"
+    if zero_stage == 3 and ranks > 1:
+        holds += f"; while it starts, the student whole, {sizes.student * width / GIB:.2f}"
     sleeps = _is_on_gpu(recipe) and recipe.rollout.sleep
-    beside = f"; while it samples, vLLM takes {_gpu_share(recipe) / GIB:.1f} GiB beside it" if sleeps else ""
-    return [sizes.words, f"{holds}{beside}", f"on {machine()}"]
+    if sleeps:
+        holds += f"; while it samples, vLLM takes {_gpu_share(recipe) / GIB:.1f} GiB beside it"
+    if sleeps and recipe.rollout.sleep_level == 1:
+        asleep = sizes.base * width / recipe.rollout.tensor_parallel
+        holds += f"; asleep, {asleep / GIB:.1f} of each rank's main memory (rollout.sleep_level 2: none)"
+    stored = sizes.trained * (12 + width) / 1e9
+    disk = f"a checkpoint takes about {stored:.1f} GB, and checkpoints.keep + 1 lie there while one is written"
+    return [sizes.words, holds, *_too_much(recipe, held, active), disk, f"on {machine()}"]
+
+
+def activation_bytes(recipe: Recipe) -> int:
+    """The least that the student's backward pass wants kept of a rank's largest micro-batch, T tokens; more is usual.
+
+    Of each of L blocks, with H, I, and A and K widths of the attention's queries and keys: T (4 I + 2 H + 2 A + 2 K)
+    numbers, or with checkpointing T H, none of them here with `offload`, and one block's at a time.
+    """
+    text = text_config(load_config(recipe.student.model, recipe.student.revision))
+    heads = text.num_attention_heads
+    width = max(of_layers(text, "head_dim") or [text.hidden_size // heads])
+    inner = max(of_layers(text, "intermediate_size") or [0])
+    keys = max(of_layers(text, "num_key_value_heads") or [heads])
+    block = 4 * inner + 2 * text.hidden_size + 2 * width * (heads + keys)
+    kind, layers = recipe.student.gradient_checkpointing, text.num_hidden_layers
+    numbers = layers * block if not kind else block + (0 if kind == "offload" else layers * text.hidden_size)
+    return recipe.token_budget // recipe.sequence_parallel_size * numbers * DTYPES[recipe.precision].itemsize
+
+
+def _too_much(recipe: Recipe, held: dict[str, int], active: int) -> list[str]:
+    """A warning where a GPU is too small for what is certain; gradient and head are gone while the engine samples."""
+    if not torch.cuda.is_available():
+        return []
+    card = torch.cuda.get_device_properties(0).total_memory
+    needs = {"while it trains": sum(held.values()) + active}
+    if _is_on_gpu(recipe) and recipe.rollout.sleep:
+        resting = sum(size for name, size in held.items() if name not in ("its gradient", "the loss head"))
+        needs["while it samples"] = resting + _gpu_share(recipe)
+    return [
+        f"warning: {when} a rank needs {need / GIB:.1f} GiB, and this GPU has {card / GIB:.1f}; lower token_budget or "
+        "rollout.gpu_memory_share, set student.gradient_checkpointing, or share more (ZeRO-3, teacher.shard, lora)"
+        for when, need in needs.items()
+        if need > card
+    ]
 
 
 def _is_on_gpu(recipe: Recipe) -> bool:

@@ -215,6 +215,11 @@ def carries_state(config: Any) -> bool:
     return bool(set(types) - attends) if types else architecture(config)._is_stateful
 
 
+def has_experts(config: Any) -> bool:
+    """Whether some layer is a mixture of experts."""
+    return any(name.endswith(".experts") for name, _ in empty_model(config).named_modules())
+
+
 def biases_attention(config: Any) -> bool:
     """Whether attention is biased by distance (ALiBi): BLOOM always, Falcon and MPT where their settings say so."""
     text = text_config(config)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -42,7 +41,6 @@ class Parts:
     run: Run
     engine: RolloutEngine | None
     source: Source
-    environment: dict[str, Any]
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,12 @@ class PromptSet:
     digest: str = ""
     """SHA-256 of their questions and known answers, in order: token ids may hold the day, which templates write."""
 
+    @property
+    def words(self) -> str:
+        """How many there are, and how many were dropped, for the user."""
+        dropped = f"{self.too_long} longer than prompts.max_tokens, {self.duplicates} duplicates dropped"
+        return f"{len(self.prompts)} prompts ({dropped})"
+
     def of_step(self, step: int, count: int, *, seed: int) -> list[Prompt]:
         """The step's prompts: the data in a new seeded order each epoch, none lost between epochs."""
         total = len(self.prompts)
@@ -172,6 +178,23 @@ def render(
         ) from None
 
 
+def template_warning(settings: PromptSettings, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """A line for settings of the chat template that change nothing: templates pass over what they don't know."""
+    given = settings.chat_template_kwargs
+    idle = [
+        name
+        for name in given
+        if render("?", tokenizer, template_settings=given)
+        == render("?", tokenizer, template_settings={k: v for k, v in given.items() if k != name})
+    ]
+    if not idle:
+        return None
+    return (
+        f"warning: prompts.chat_template_kwargs {', '.join(idle)} changes no prompt: the template does not read it, or "
+        "does so anyway"
+    )
+
+
 def completion_text(tokenizer: PreTrainedTokenizerBase, token_ids: list[int]) -> str:
     """What a completion says: special tokens left out, but for the marks of a thought, which the grader reads."""
     marks = tokenizer.convert_tokens_to_ids([THOUGHTS_BEGIN, THOUGHTS_END])
@@ -184,13 +207,23 @@ def _cell(row: dict[str, Any], column: str, number: int, settings: PromptSetting
     value = row.get(column)
     if isinstance(value, str) and value.strip():
         return value
-    if isinstance(value, list) and value and all(isinstance(m, dict) and "content" in m for m in value):
-        _check_roles([message.get("role") for message in value], column, number, settings)
-        return value
+    if isinstance(value, list) and value and all(isinstance(m, dict) for m in value):
+        messages = [message | {"content": _text(message.get("content"))} for message in value]
+        if all(isinstance(message["content"], str) for message in messages):
+            _check_roles([message.get("role") for message in messages], column, number, settings)
+            return messages
     raise DataError(
         f"{_name(settings)}, row {number}: column {column!r} holds {short(value)}; "
-        "a question is text, or a list of chat messages"
+        "a question is text, or a list of chat messages of text"
     )
+
+
+def _text(content: Any) -> Any:
+    """A message's text, where it is text or comes in parts that are all text."""
+    parts = content if isinstance(content, list) else []
+    if parts and all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in parts):
+        return "".join(part["text"] for part in parts)
+    return content
 
 
 def _check_roles(roles: list[str | None], column: str, number: int, settings: PromptSettings) -> None:

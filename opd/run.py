@@ -1,8 +1,8 @@
 """The run folder: what a run leaves behind, and what it refuses to overwrite.
 
 runs/<recipe>-<time>/
-  recipe.yaml  prompts.sha256  metrics.jsonl  rollouts/step-*.jsonl  fixed_text.jsonl  answers/  scores.json
-  checkpoints/  best/  model/  plot.png  summary.json  and, where training was lost, nonfinite.jsonl
+  recipe.yaml  prompts.sha256  processes.jsonl  metrics.jsonl  rollouts/step-*.jsonl  fixed_text.jsonl  answers/
+  scores.json  checkpoints/  best/  model/  plot.png  summary.json  and, where training was lost, nonfinite.jsonl
 """
 
 from __future__ import annotations
@@ -96,18 +96,31 @@ class RunFolder:
         self.path.mkdir(parents=True)
         self.hold()
         self._store(recipe, data)
+        self._note_process()
 
     def reopen(self, recipe: Recipe, *, data: str) -> None:
         """Store what changed of CHANGEABLE, and remove what a kill left of checkpoints."""
         for leftover in self.checkpoints.glob(".step-*"):
             shutil.rmtree(leftover)
         self._store(recipe, data)
+        self._note_process()
 
     def _store(self, recipe: Recipe, data: str) -> None:
         named = recipe.model_copy(update={"name": self.path.name})
         write_atomic(self.path / "recipe.yaml", dump_recipe(named))
         if not self.digest.exists():
             write_atomic(self.digest, data)
+
+    def _note_process(self) -> None:
+        steps = [int(path.name.removeprefix("step-")) for path in checkpoints_in(self.checkpoints)]
+        with (self.path / "processes.jsonl").open("a") as file:
+            file.write(json.dumps({"from_step": max(steps, default=0)} | environment()) + "\n")
+
+    def environment(self) -> dict[str, Any]:
+        """What the run began with, and in `resumed` where another process went on, with what command and commit."""
+        first, *later = read_lines(self.path / "processes.jsonl") or [environment()]
+        again = [{name: process[name] for name in ("from_step", "command", "commit")} for process in later]
+        return {name: value for name, value in first.items() if name != "from_step"} | {"resumed": again}
 
     def has_other_data(self, data: str) -> bool:
         """Whether the run began with prompts of another digest."""
@@ -238,6 +251,7 @@ def summary_of(folder: RunFolder, recipe: Recipe, facts: dict[str, Any], after_l
         "recipe": recipe.model_dump(mode="json"),
         "seed": recipe.seed,
         "steps": recipe.steps,
+        **folder.environment(),
         **facts,
         "wall_seconds": sum(phases.get(f"time/{phase}", 0.0) for phase in PHASES),
         "phases": phases,

@@ -203,14 +203,15 @@ def needed_statistics(recipe: Recipe, index: int) -> frozenset[str]:
     """The statistics of this step: what selectors and objectives need; all there are every so many steps and last.
 
     Where the teacher's head is multiplied anyway, what the objectives sum comes with it: the loss then takes one sweep.
-    Where a step computes statistics at all, those that watch stopping and the engine come with them.
+    Where a step computes statistics at all, those that watch stopping and the engine come with them, and in the second
+    step anyway: it is the first that the engine samples with new weights.
     """
     asked = recipe.needs & {*STATISTICS, REFERENCE}
     if reads_teacher(asked):
         asked |= {*(term.objective.sums for term in recipe.loss if isinstance(term.objective, DenseObjective))} - {None}
     if index % recipe.metrics.full_every == 0 or index + 1 == recipe.steps:
         return asked | MEASURED
-    watched = {"student_stop_mass", "trainer_logprob"} if asked else set()
+    watched = {"student_stop_mass", "trainer_logprob"} if asked or index == 1 else set()
     if reads_teacher(asked):
         watched.add("teacher_stop_mass")
     return asked | watched

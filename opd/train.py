@@ -38,11 +38,13 @@ from opd.report.table import print_summary
 from opd.report.trackers import log_samples, start_trackers
 from opd.rollout.files import write_rollouts
 from opd.rollout.start import engine_type
-from opd.run import RunFolder, environment, summary_of
+from opd.run import RunFolder, summary_of
 from opd.step import Run, StepResult, step
 from opd.teacher.check import check_self_distillation
 from opd.teacher.local import LocalTeacher
 
+LARGE_GAP = 0.3
+"""Nats that an engine which follows the trainer never lies apart, in bf16 neither."""
 SHARED_WITHIN = 60
 """Seconds until a shared disk shows to all machines what one has written."""
 
@@ -97,7 +99,6 @@ def build(checked: Checked, folder: RunFolder, *, resume: bool) -> Parts:
         )
     open_folder(folder, checked, ranks, resume=resume)
     start_trackers(accelerator, recipe, folder)
-    started_with = environment()
     if ranks.is_main:
         announce(checked, ranks.count, accelerator.state.deepspeed_plugin.zero_stage)
     clock = Clock()
@@ -117,7 +118,7 @@ def build(checked: Checked, folder: RunFolder, *, resume: bool) -> Parts:
     rows = shared_rows(models)
     grade = grader(checked)
     run = Run(recipe, trainer, models.teacher, ranks, layout, grade, clock, checked.stop.within(rows), rows, reference)
-    return Parts(checked, folder, run, models.engine, source_for(checked, models.engine), started_with)
+    return Parts(checked, folder, run, models.engine, source_for(checked, models.engine))
 
 
 def open_folder(folder: RunFolder, checked: Checked, ranks: distributed.Ranks, *, resume: bool) -> None:
@@ -144,6 +145,9 @@ def announce(checked: Checked, ranks: int, zero_stage: int) -> None:
     lines = [f"rollouts by {engine_type(recipe.rollout)}"] if recipe.rollout.type == "auto" else []
     lines += [checked.teacher_head.words] if recipe.teacher.head == "auto" else []
     lines += [f"attention by {recipe.student.attention}, the teacher's by {recipe.teacher.attention}"]
+    prompts = checked.prompts
+    if prompts.too_long or prompts.duplicates:
+        lines += [prompts.words]
     lines += checked.warnings
     print(*lines, *memory_lines(recipe, ranks=ranks, zero_stage=zero_stage), sep="\n", flush=True)
 
@@ -213,10 +217,10 @@ def log_step(parts: Parts, outcome: StepResult, index: int) -> None:
         log_samples(parts.run.trainer.accelerator.trackers, outcome, parts.checked, step=index + 1)
     gap, first = outcome.metrics.get("gap"), parts.folder.first_metrics().get("gap")
     sampled_now = parts.checked.recipe.rollout.type != "recorded"
-    if sampled_now and gap is not None and first is not None and gap > max(3 * first, 0.1):
+    if sampled_now and gap is not None and first is not None and gap > min(max(3 * first, 0.1), LARGE_GAP):
         warnings.warn(
             f"step {index + 1}: the engine's log-probs are {gap:.3f} nats from the trainer's (step 1: {first:.3f}); "
-            "weights may not be in sync, or the learning rate is too high",
+            "weights may not be in sync, or the learning rate is too high; rollout.type=transformers tells which",
             stacklevel=2,
         )
 
@@ -248,7 +252,7 @@ def finish(parts: Parts, *, resumed_from: int) -> dict[str, Any]:
         "prompts_too_long": parts.checked.prompts.too_long,
         "prompts_duplicate": parts.checked.prompts.duplicates,
     }
-    summary = summary_of(folder, run.recipe, parts.environment | facts, run.clock.take())
+    summary = summary_of(folder, run.recipe, facts, run.clock.take())
     if run.ranks.is_main:
         folder.write_summary(summary)
         write_cards(folder, summary)

@@ -8,7 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
+EVERY_CASE = pytest.mark.skipif(os.environ.get("EVERY_CASE") != "1", reason="EVERY_CASE=1 runs it: some minutes more")
 
 
 def environment() -> dict[str, str]:

@@ -1,12 +1,11 @@
 """Each family of models, tiny and random: the step's loss and gradient are the plain model's, and its export loads.
 
 Full and with adapters; what families do to logits (caps, scales), embeddings, norms, windows and experts is in it.
-EVERY_FAMILY=1 loads each export in vLLM too, rather than two of them.
+EVERY_CASE=1 loads each export in vLLM too, rather than two of them.
 """
 
 from __future__ import annotations
 
-import os
 from copy import deepcopy
 from pathlib import Path
 
@@ -37,13 +36,14 @@ from opd.distributed import Ranks
 from opd.errors import ModelError, RecipeError
 from opd.lora import LoraSettings, adapters, attach, check_adapters, plain_buffers
 from opd.model_spec import ModelSettings
-from opd.models import as_stored, empty_model, stored_model
+from opd.models import as_stored, empty_model, has_experts, stored_model
 from opd.rollout.settings import RolloutSettings
 from opd.rollout.start import start_engine
 from opd.student import Student
 from opd.teacher.local import LocalTeacher
 from recipes.quickstart.make_models import character_tokenizer
 from tests import cases, reference
+from tests.launching import EVERY_CASE
 
 SIZE = {
     "vocab_size": cases.VOCABULARY,
@@ -183,18 +183,16 @@ def test_a_state_that_runs_from_token_to_token_is_never_packed():
 WIDE = {"hidden_size": 128, "head_dim": 32}
 """vLLM's attention on a CPU knows no heads of 8."""
 ALWAYS = {("llama", True), ("qwen3", False)}
-"""Untied with an adapter on the head, and tied in full; EVERY_FAMILY=1 runs the others."""
+"""Untied with an adapter on the head, and tied in full; EVERY_CASE=1 runs the others."""
 IN_VLLM = [
     pytest.param(
         family,
         adapted,
-        marks=pytest.mark.skipif(
-            (family, adapted) not in ALWAYS and os.environ.get("EVERY_FAMILY") != "1", reason="EVERY_FAMILY=1 runs it"
-        ),
+        marks=[] if (family, adapted) in ALWAYS else EVERY_CASE,
         id=f"{family}-{'merged' if adapted else 'full'}",
     )
     for family, config in FAMILIES.items()
-    if not hasattr(config, "num_experts_per_tok") and family not in ("qwen3.5", "smollm3")  # not tried in vLLM yet
+    if not has_experts(config) and family not in ("qwen3.5", "smollm3")  # not tried in vLLM yet
     for adapted in (False, True)
 ]
 

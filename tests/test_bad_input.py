@@ -16,6 +16,7 @@ import yaml
 
 from opd.batch import Rollout
 from opd.cli import main
+from opd.doctor import login_warning
 from opd.models import load_tokenizer
 from opd.prompts import load_prompts
 from opd.recipe_text import load_recipe, parse_recipe
@@ -391,7 +392,7 @@ def test_a_kernel_that_leaves_out_the_cap_on_attention_is_refused(command, recip
 @BOTH
 def test_experts_that_vllm_would_garble_are_refused(command, recipe, refused, toy, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    recipe["student"]["model"], recipe["rollout"]["type"] = str(configured(toy, num_experts_per_tok=2)), "vllm"
+    recipe["student"]["model"], recipe["rollout"]["type"] = str(configured(toy, model_type="mixtral")), "vllm"
     contains(refused(command, write(recipe)), "mixture of experts", "vLLM", "rollout.type=transformers")
 
 
@@ -476,6 +477,36 @@ def test_more_processes_than_gpus_are_refused(command, recipe, refused, monkeypa
     for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
         monkeypatch.setenv(name, "2")
     contains(refused(command, write(recipe)), "2 processes", "1 GPU;", "--num_processes 1")
+
+
+def test_of_two_machines_the_processes_of_both_are_asked_for(recipe, refused, monkeypatch):
+    """accelerate shares --num_processes among its machines."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    contains(refused("doctor", write(recipe)), "2 processes", "1 GPU;", "--num_processes 2", "all machines together")
+
+
+def test_where_nobody_is_logged_in_at_wandb_that_is_said(tmp_path: Path, monkeypatch):
+    for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_MODE", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    contains(login_warning(["wandb"]), "nobody is logged in", "wandb login", "WANDB_MODE=offline")
+    assert login_warning(["tensorboard"]) is None
+    (tmp_path / "netrc").write_text("machine api.wandb.ai\n  login user\n  password key\n")
+    assert login_warning(["wandb"]) is None
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
+    assert login_warning(["wandb"]) is not None
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert login_warning(["wandb"]) is None
+
+
+def test_a_micro_batch_must_hold_fixed_texts_rollouts_and_no_longer_answers(recipe, refused, ended):
+    recipe |= {"evaluate": {"task": "arithmetic", "problems": 4, "max_new_tokens": 64, "fixed_text": 2}}
+    assert ended("doctor", write(recipe), "token_budget=40")[0] == 0
+    recipe["rollout"]["max_new_tokens"], recipe["prompts"]["max_tokens"] = 30, 6
+    contains(refused("doctor", write(recipe), "token_budget=36"), "token_budget 36", "raise it to", "fixed_text=0")
 
 
 @BOTH

@@ -14,17 +14,18 @@ from transformers import AutoModelForCausalLM
 
 from opd import distributed
 from tests import cases
-from tests.launching import accelerate
+from tests.launching import ROOT, accelerate
 from tests.workers.pieces import LONG, long_rollouts
 from tests.workers.ranks import BF16, OPTIMIZER
 
 pytestmark = pytest.mark.engine
 BUDGETS = (40, 4096)
+OFFLOAD = ROOT / "launch" / "deepspeed" / "zero3-offload.json"
 REDUCED = 1e-6
 """Error of a gradient that is right in float64: DeepSpeed adds micro-batches and ranks up in float32."""
 
 
-def work(tmp: Path, task: str, precision: str, *more: str, ranks: int, stage: int) -> None:
+def work(tmp: Path, task: str, precision: str, *more: str, ranks: int, stage: int | Path) -> None:
     done = accelerate(tmp, "tests.workers.ranks", task, precision, str(tmp), *more, ranks=ranks, stage=stage)
     assert done.returncode == 0, done.stderr[-3000:]
 
@@ -76,9 +77,12 @@ def test_ranks_share_one_selection_and_one_gradient(ranks: int, one_rank: Path, 
 
 @pytest.fixture(scope="module", params=[2, 3])
 def sharded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
-    """A folder with what two ranks found, first each with rollouts of its own and then with pieces; the ZeRO stage."""
+    """A folder with what two ranks found, first each with rollouts of its own and then with pieces; the ZeRO stage.
+
+    Under ZeRO-3 with checkpointing, which repeats gathers and exchanges in the backward pass.
+    """
     tmp = tmp_path_factory.mktemp("sharded")
-    work(tmp, "gradients", "fp32", "pieces", ranks=2, stage=request.param)
+    work(tmp, "gradients", "fp32", "pieces", *["checkpointed"] * (request.param == 3), ranks=2, stage=request.param)
     return tmp, request.param
 
 
@@ -222,7 +226,12 @@ def test_steps_with_the_optimizer_in_main_memory_are_those_without_any_sharding(
 
 @pytest.mark.parametrize(
     ("stage", "precision", "shape"),
-    [*product([0, 1, 2, 3], ["fp32", "bf16"], ["tied"]), (2, "bf16", "adapted tied"), (3, "fp32", "adapted untied")],
+    [
+        *product([0, 1, 2, 3], ["fp32", "bf16"], ["tied"]),
+        (2, "bf16", "adapted tied"),
+        (3, "fp32", "adapted untied"),
+        (OFFLOAD, "bf16", "tied"),
+    ],
 )
 def test_a_step_that_is_not_finite_on_one_rank_changes_nothing_on_any(stage, precision, shape, tmp_path: Path):
     """And a checkpoint between steps gives back all that trains; adapters' checkpoints hold nothing else."""

@@ -52,6 +52,17 @@ def scored(tmp_path: Path, scores: list[float], every: int) -> dict[str, torch.T
     return load_file(best) if best.exists() else {}
 
 
+def test_trackers_are_told_of_scores_at_the_step_that_they_are_of(tmp_path):
+    told = []
+    recipe = cases.recipe(evaluate={"task": "arithmetic", "fixed_text": 0})
+    parts = parts_of(recipe, tmp_path / "run", lambda rollout, step: [])
+    parts = replace(parts, checked=replace(parts.checked, evaluation=Scores([0.25])), engine=RolloutEngine(Ranks()))
+    parts.run.trainer.accelerator.log = lambda metrics, step: told.append((step, metrics))
+    for _ in range(2):
+        evaluate_student(parts, "step_7", steps=7)
+    assert told == [(7, {"evaluate/arithmetic": 0.25, "evaluate/arithmetic_stderr": 0.0})]
+
+
 def test_a_run_that_scores_on_the_way_keeps_its_best_student(tmp_path):
     best = scored(tmp_path, [0.9, 0.2, 0.5, 0.5, 0.4], every=1)
     assert float(best["model.embed_tokens.weight"][0, 0]) == 2

@@ -17,7 +17,7 @@ from opd import distributed
 from opd.config import Recipe
 from opd.distributed import Ranks
 from opd.errors import HubError, RecipeError, UploadError
-from opd.hub import HubSettings, check_access, push
+from opd.hub import HubSettings, check_access, check_base, push
 from tests import cases
 
 
@@ -115,7 +115,8 @@ def run(tmp_path: Path) -> Path:
         (tmp_path / "mine" / name).mkdir(parents=True)
         (tmp_path / "mine" / name / "README.md").write_text(f"# {name}")
     (tmp_path / "mine" / "model" / "adapter_config.json").write_text("{}")
-    (tmp_path / "mine" / "summary.json").write_text("{}")
+    recipe = {"student": {"model": "some/student", "lora": {"rank": 2, "merge": True}}}
+    (tmp_path / "mine" / "summary.json").write_text(json.dumps({"recipe": recipe}))
     return tmp_path / "mine"
 
 
@@ -128,6 +129,18 @@ def test_a_new_repository_gets_the_part_and_nothing_else(hub: Hub, run: Path):
     push(run, HubSettings(repo="ann/best", part="best"))
     assert hub.repos["lab/merged"]["README.md"] == b"# model/merged" and hub.repos["ann/best"]["README.md"] == b"# best"
     assert hub.created[1].get("private") is False or hub.created[1].get("visibility") == "public"
+
+
+def test_an_adapter_of_a_local_folder_is_not_uploaded(hub: Hub, run: Path):
+    summary = run / "summary.json"
+    summary.write_text(summary.read_text().replace("some/student", str(run)))
+    with pytest.raises(HubError, match=r"is an adapter of .*, a local folder, beside which nobody else can load it"):
+        push(run, HubSettings(repo="ann/tiny"))
+    assert hub.created == []
+    push(run, HubSettings(repo="ann/tiny", part="merged"))
+    with pytest.raises(HubError, match="is an adapter"):
+        check_base(HubSettings(repo="ann/x"), str(run), adapted=True)
+    check_base(HubSettings(repo="ann/x"), str(run), adapted=False)
 
 
 def test_what_is_there_is_never_overwritten(hub: Hub, run: Path):

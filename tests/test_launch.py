@@ -12,10 +12,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from opd.distributed import free_port
-from tests.launching import ROOT, environment
+from tests.launching import EVERY_CASE, ROOT, environment
 from tests.test_hub import serving
 
 CONFIGURATIONS = sorted((ROOT / "launch" / "accelerate").glob("*.yaml"))
+SLURM = sorted((ROOT / "launch" / "slurm").glob("*.sbatch"))
 
 
 @pytest.mark.parametrize("path", CONFIGURATIONS, ids=lambda path: path.stem)
@@ -26,13 +27,26 @@ def test_a_configuration_begins_with_its_command_and_names_what_is_there(path: P
     deepspeed = json.loads((ROOT / settings["deepspeed_config"]["deepspeed_config_file"]).read_text())
     stage = deepspeed["zero_optimization"]["stage"]
     assert f"ZeRO stage {stage}" in path.read_text()
+    machines = 2 if path.stem == "multi-node" else 1
+    processes = 16 if machines == 2 else int(path.stem.split("-")[1])
+    assert (settings["num_machines"], settings["num_processes"]) == (machines, processes)
     assert stage != 3 or deepspeed["zero_optimization"]["stage3_param_persistence_threshold"] == 0
 
 
-SCRIPTS = sorted((ROOT / "launch").glob("*.sh")), sorted((ROOT / "launch" / "slurm").glob("*.sbatch"))
+@pytest.mark.parametrize("path", [*CONFIGURATIONS, *SLURM], ids=lambda path: path.name)
+def test_what_a_file_says_of_itself_stands_in_the_readme(path: Path):
+    """Run here, on one machine with stand-ins for two, or not yet: nobody takes one for another."""
+    said = path.read_text()
+    ran = "not yet run" not in said.lower()
+    assert ran == ("cpu" in path.stem or (path.stem == "multi-node" and path.suffix == ".yaml"))
+    whole = (ROOT / "README.md").read_text()
+    rows = [row for row in whole[whole.index("## What has run where") :].splitlines() if row.startswith("|")]
+    name = "launch/slurm/" if path in SLURM else path.name
+    verdicts = {row.split("|")[-2].strip() for row in rows if name in row.split("|")[1]}
+    assert verdicts and all(verdict.startswith("run" if ran else "not yet run") for verdict in verdicts)
 
 
-@pytest.mark.parametrize("path", [*SCRIPTS[0], *SCRIPTS[1]], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [*sorted((ROOT / "launch").glob("*.sh")), *SLURM], ids=lambda path: path.name)
 def test_a_script_is_bash(path: Path):
     subprocess.run(["bash", "-n", str(path)], check=True)
 
@@ -83,7 +97,7 @@ def test_an_environment_of_the_other_build_is_not_taken_for_ready(driver, asked,
     assert (done.returncode, done.stdout) == (code, "") and word in done.stderr
 
 
-@pytest.mark.parametrize("path", SCRIPTS[1], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", SLURM, ids=lambda path: path.name)
 @pytest.mark.parametrize("killed_before", [False, True])
 def test_a_batch_job_launches_its_file_on_each_machine_and_resumes(path: Path, killed_before: bool, tmp_path: Path):
     """With stand-ins for Slurm's commands and for accelerate, which says what it was called with."""
@@ -100,7 +114,7 @@ def test_a_batch_job_launches_its_file_on_each_machine_and_resumes(path: Path, k
         (tmp_path / "runs" / "opd-7").mkdir(parents=True)
     slurm = {"SLURM_JOB_NAME": "opd", "SLURM_JOB_ID": "7", "SLURM_NNODES": "2", "SLURM_GPUS_ON_NODE": "8"}
     slurm |= {"SLURM_CPUS_PER_TASK": "64"}
-    slurm |= {"SLURM_RESTART_COUNT": "1"} if killed_before else {}
+    slurm |= {"SLURM_RESTART_COUNT": "1", "CONFIG": "launch/accelerate/gpu-8-zero3.yaml"} if killed_before else {}
     done = subprocess.run(
         ["bash", str(path), "r.yaml", "steps=3", "loss.0.select={type: random, keep: 0.5}"],
         cwd=tmp_path,
@@ -117,9 +131,11 @@ def test_a_batch_job_launches_its_file_on_each_machine_and_resumes(path: Path, k
         words = "-m opd train r.yaml steps=3 loss.0.select={type: random, keep: 0.5} name=opd-7"
         assert line.endswith(words + resume)
         configuration = line.split()[line.split().index("--config_file") + 1]
-        assert (ROOT / configuration).is_file()
+        own = "multi-node" if nodes == 2 else "gpu-8-zero2"
+        assert configuration == f"launch/accelerate/{'gpu-8-zero3' if killed_before else own}.yaml"
         if nodes == 2:
-            assert f"--machine_rank {rank} --main_process_ip node-a" in line and "--num_processes 16" in line
+            assert f"--machine_rank {rank} --main_process_ip node-a --main_process_port 20007" in line
+        assert f"--num_processes {8 * nodes}" in line
 
 
 def command(toy: Path, runs: Path, configuration: str, launcher: list[str], overrides: list[str]) -> list[str]:
@@ -138,9 +154,11 @@ def command(toy: Path, runs: Path, configuration: str, launcher: list[str], over
     return [sys.executable, *launch, *launcher, *train, "name=run"]
 
 
-def launched(toy: Path, runs: Path, configuration: str, *overrides: str) -> subprocess.CompletedProcess:
+def launched(
+    toy: Path, runs: Path, configuration: str, *overrides: str, launcher: list[str] | None = None
+) -> subprocess.CompletedProcess:
     return subprocess.run(
-        command(toy, runs, configuration, ["--main_process_port", "0"], list(overrides)),
+        command(toy, runs, configuration, ["--main_process_port", "0", *(launcher or [])], list(overrides)),
         cwd=ROOT,
         env=environment(),
         capture_output=True,
@@ -219,6 +237,24 @@ def test_the_main_job_runs_to_its_end(configuration: str, precision: str, toy: P
         "checkpoints/step-000003",
     ):
         assert (run / name).exists(), name
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize(
+    "configuration",
+    [
+        "cpu-2-zero2",
+        *(pytest.param(f"gpu-8-{stage}", marks=EVERY_CASE) for stage in ("zero2", "zero3", "zero3-offload")),
+    ],
+)
+def test_two_ranks_take_what_a_file_gives_to_eight(configuration: str, toy: Path, tmp_path: Path):
+    overrides = ("precision=bf16", "rollout.type=transformers", "evaluate=null", "steps=2")
+    done = launched(toy, tmp_path, configuration, *overrides, launcher=["--num_processes", "2"])
+    assert done.returncode == 0, done.stderr[-3000:]
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["ranks"], f"zero{summary['zero_stage']}") == (2, configuration.split("-")[2])
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert all(line["skipped"] == 0 and line["gap"] < 0.05 for line in lines)
 
 
 @pytest.mark.engine

@@ -9,7 +9,7 @@ import torch
 from opd.config import Recipe
 from opd.head.cost import HeadShape, loss_cost, rank_bytes
 from opd.lora import attach
-from opd.memory import bytes_of, memory_lines, sizes_of
+from opd.memory import activation_bytes, bytes_of, memory_lines, sizes_of
 from opd.models import load_model
 from opd.parts import optimizer_for
 from opd.recipe_text import parse_recipe
@@ -21,7 +21,7 @@ def recipe(toy: Path, *, adapted: bool, precision: str = "fp32", **more) -> Reci
     lora = {"rank": 4, "targets": ["all-linear", "lm_head"]} if adapted else None
     return parse_recipe(
         {
-            "student": {"model": str(toy / "student"), "lora": lora},
+            "student": {"model": str(toy / "student"), "lora": lora} | more.pop("student", {}),
             "teacher": {"model": str(toy / "teacher")} | more.pop("teacher", {}),
             "prompts": {"path": str(toy / "train.jsonl")},
             "rollout": {"type": "transformers"},
@@ -116,15 +116,62 @@ def test_on_a_gpu_vllm_sleeps_or_takes_its_share(toy, monkeypatch):
     monkeypatch.setattr("torch.cuda.get_device_name", lambda: "a card")
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     asked = recipe(toy, adapted=False, rollout={"type": "vllm", "gpu_memory_share": 0.25})
-    _, holds, where = memory_lines(asked, ranks=1, zero_stage=1)
-    assert holds.endswith("; while it samples, vLLM takes 2.0 GiB beside it") and where == "on 2 × a card"
+    _, holds, _, where = memory_lines(asked, ranks=1, zero_stage=1)
+    assert "; while it samples, vLLM takes 2.0 GiB beside it; asleep, 0.0 of each rank's main memory" in holds
+    assert where == "on 2 × a card"
     copy = recipe(toy, adapted=False)
     assert bytes_of(copy, sizes_of(copy), ranks=1, zero_stage=1)["engine"] == 4 * sizes_of(copy).student
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_backward_pass_keeps_at_least_what_is_said_and_not_three_times_that(toy, checkpointing: bool):
+    asked = recipe(toy, adapted=False, student={"gradient_checkpointing": checkpointing}, token_budget=4096)
+    model = load_model(asked.student.model, dtype=torch.float32).train()
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    weights, kept = {p.untyped_storage().data_ptr() for p in model.parameters()}, {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        out = model.model(torch.zeros(128, 32, dtype=torch.long), use_cache=False).last_hidden_state
+    del out
+    seen = sum(size for place, size in kept.items() if place not in weights)
+    least = activation_bytes(asked)
+    if checkpointing:  # one block at a time is kept in the backward pass, which this does not make
+        one = activation_bytes(
+            recipe(toy, adapted=False, student={"gradient_checkpointing": "offload"}, token_budget=4096)
+        )
+        least -= one
+    assert least <= seen < 3 * least
+
+
+def test_a_card_that_is_too_small_for_what_is_certain_is_said(toy, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "a card")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    said = {}
+    for size in (1 << 16, 8 << 30):
+        card = SimpleNamespace(total_memory=size)
+        monkeypatch.setattr("torch.cuda.get_device_properties", lambda _, card=card: card)
+        asked = recipe(toy, adapted=False, rollout={"type": "vllm", "gpu_memory_share": 0.9}, token_budget=1 << 16)
+        said[size] = [line for line in memory_lines(asked, ranks=1, zero_stage=1) if line.startswith("warning: ")]
+    assert said.pop(8 << 30) == []
+    ((trains, samples),) = said.values()
+    assert trains.startswith("warning: while it trains a rank needs ")
+    assert samples.startswith("warning: while it samples a rank needs 0.0 GiB, and this GPU has 0.0; lower")
+
+
 def test_the_words_name_what_trains_and_what_is_held(toy, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    trains, holds, where = memory_lines(recipe(toy, adapted=True), ranks=1, zero_stage=1)
+    trains, holds, stored, where = memory_lines(recipe(toy, adapted=True), ranks=1, zero_stage=1)
     assert trains.startswith("trains ") and trains.endswith(" weights, in adapters beside 15 of its layers")
-    assert holds.startswith("a rank holds about 0.1 GiB (student 0.00, ") and holds.endswith("), and activations")
+    assert (
+        holds.startswith("a rank holds about 0.1 GiB (student 0.00, ") and "), and at least 0.1 of activations" in holds
+    )
+    assert stored.startswith("a checkpoint takes about 0.0 GB, and checkpoints.keep + 1 lie there")
     assert where.startswith("on CPU, ")
+    _, whole, _, _ = memory_lines(recipe(toy, adapted=True), ranks=2, zero_stage=3)
+    assert "while it starts, the student whole, 0.00" in whole and "whole" not in holds

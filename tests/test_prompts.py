@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from opd.batch import Prompt
 from opd.config import PromptSettings
 from opd.errors import DataError
-from opd.prompts import PromptSet, completion_text, load_prompts, render
+from opd.prompts import PromptSet, completion_text, load_prompts, render, template_warning
 
 TEMPLATE = "{% for m in messages %}{{ '<pad>' if m['role'] == 'system' else '<unk>' }}{{ m['content'] }}{% endfor %}"
 GENERATION = "{% if add_generation_prompt %}={% endif %}{{ note or '' }}"
@@ -53,6 +53,26 @@ def test_chat_messages_keep_their_roles_and_the_last_takes_the_instruction(token
     messages = [{"role": "system", "content": "1"}, {"role": "user", "content": "2"}]
     assert tokenizer.decode(render(messages, tokenizer, instruction=",")) == "<pad>1<unk>2,="
     assert messages[1]["content"] == "2", "the data is left as it was"
+
+
+def test_messages_whose_text_comes_in_parts_are_read_and_other_parts_named(tokenizer, data):
+    def asked(*parts: dict | None) -> PromptSet:
+        content = list(parts) if parts != (None,) else None
+        path = data({"question": [{"role": "user", "content": content}]})
+        return load_prompts(PromptSettings(path=path, instruction=","), tokenizer)
+
+    (prompt,) = asked({"type": "text", "text": "1+"}, {"type": "text", "text": "2"}).prompts
+    assert tokenizer.decode(prompt.token_ids) == "<unk>1+2,="
+    for parts in ([{"type": "image", "url": "x"}], [None]):
+        with pytest.raises(DataError, match=r"row 1: column 'question' holds .*a list of chat messages of text"):
+            asked(*parts)
+
+
+def test_settings_that_a_template_does_not_read_are_said(tokenizer):
+    given = PromptSettings(path="p.jsonl", chat_template_kwargs={"note": "7", "enable_thinkng": False})
+    assert "prompts.chat_template_kwargs enable_thinkng changes no prompt" in template_warning(given, tokenizer)
+    for fine in ({"note": "7"}, {}):
+        assert template_warning(PromptSettings(path="p.jsonl", chat_template_kwargs=fine), tokenizer) is None
 
 
 @pytest.mark.parametrize(

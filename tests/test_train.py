@@ -58,7 +58,7 @@ def parts_of(recipe: Recipe, folder: Path, source: Source, *, lost: set[int] = f
     run_folder = RunFolder(folder)
     if not folder.exists():
         run_folder.create(recipe, data="")
-    return Parts(checked, run_folder, cases.run(recipe, trainer=MainTrainer(recipe, set(lost))), None, source, {})
+    return Parts(checked, run_folder, cases.run(recipe, trainer=MainTrainer(recipe, set(lost))), None, source)
 
 
 def drifted(gap: float) -> list[Rollout]:
@@ -69,16 +69,19 @@ def drifted(gap: float) -> list[Rollout]:
 
 
 @pytest.mark.parametrize(
-    ("first", "later", "warns"), [(0.01, 0.09, False), (0.01, 0.11, True), (0.2, 0.58, False), (0.2, 0.62, True)]
+    ("first", "later", "warned"),
+    [(0.01, 0.09, []), (0.01, 0.11, [2]), (0.08, 0.22, []), (0.08, 0.26, [2]), (0.2, 0.31, [2]), (1.5, 1.5, [1, 2])],
 )
-def test_a_gap_thrice_the_first_and_above_a_tenth_of_a_nat_warns(first: float, later: float, warns: bool, tmp_path):
+def test_a_gap_thrice_the_first_and_above_a_tenth_of_a_nat_warns(first, later, warned: list[int], tmp_path):
+    """And any above 0.3: an engine that is wrong from the first step would set the measure."""
     gaps = [first, later]
     parts = parts_of(cases.recipe(), tmp_path / "run", lambda _, step: drifted(gaps[step]))
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         measured = [one_step(parts, index).metrics["gap"] for index in (0, 1)]
     assert measured == pytest.approx(gaps, rel=1e-5)
-    assert [str(w.message).startswith("step 2: the engine's log-probs are") for w in said] == [True] * warns
+    words = [str(w.message).split(" nats")[0] for w in said]
+    assert words == [f"step {n}: the engine's log-probs are {gaps[n - 1]:.3f}" for n in warned]
 
 
 @pytest.mark.parametrize("interrupted", [False, True])

@@ -33,7 +33,7 @@ def shared(folder: Path, count: int, work: list[pieces.Work]) -> dict:
 def test_two_ranks_share_a_rollout_of_2048_tokens(tmp_path: Path):
     """Student and teacher both, of two architectures; half the activations stay, and attention's output once more."""
     long = [(2, "long", "soft_or_batch", 4096), (2, "long", "soft_or_rollout", 2048)]
-    left = shared(tmp_path, 2, [*long, (2, "adapted", "tsdkd", 40)])
+    left = shared(tmp_path, 2, [*long, (2, "adapted", "tsdkd", 40), (2, "checkpointed", "soft_or_batch", 40)])
     layers, width, itemsize = 2, 16, 8
     expected = (pieces.kept_bytes(Ranks()) + layers * pieces.LONG * width * itemsize) / 2
     assert left["kept_bytes"] == pytest.approx(expected, rel=0.01)

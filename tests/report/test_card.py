@@ -28,6 +28,9 @@ SUMMARY = {
     "commit": "abc",
     "machine": "CPU",
     "command": "opd train r.yaml",
+    "ranks": 8,
+    "zero_stage": 3,
+    "resumed": [{"from_step": 100, "command": "opd train runs/r/recipe.yaml --resume", "commit": "def"}],
 }
 
 
@@ -35,7 +38,8 @@ def test_the_card_carries_scores_gain_command_and_recipe(tmp_path: Path):
     write_card(tmp_path, SUMMARY)
     text = (tmp_path / "README.md").read_text()
     assert "| arithmetic | student, end | 91.8% ± 1.4% | 400 | +54.5 [+49.0, +60.0] | 0.0% | 20 |" in text
-    assert "base_model: some/student" in text and "opd train r.yaml" in text and "240 steps" in text
+    assert "base_model: some/student" in text and "\nopd train r.yaml\n" in text and "240 steps" in text
+    assert "commit abc, CPU; 8 ranks of `accelerate launch`, ZeRO stage 3, resumed after step 100 (commit def)." in text
     heads, line = text[text.index("| task") :].splitlines()[:2]
     assert heads.count("|") == line.count("|") == 8
 

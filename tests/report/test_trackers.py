@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from opd.errors import EngineError
 from opd.report.trackers import COLUMNS, TABLES, leaves, log_samples, start_settings, start_trackers
 from opd.run import RunFolder
 from opd.train import one_step
@@ -67,7 +68,8 @@ def test_tensorboard_holds_scalars_and_one_table(tracked):
 def test_wandb_holds_the_recipe_metrics_and_a_table(tracked):
     folder = tracked("wandb")
     (run,) = (folder.path / "wandb").glob("offline-run-*")
-    assert list(run.glob("*.wandb"))
+    (stored,) = run.glob("*.wandb")
+    assert all(words in stored.read_bytes() for words in (b"loss.0.objective.type", b"reverse_kl", b"grad_norm"))
     (table,) = run.rglob("*.table.json")
     found = json.loads(table.read_text())
     assert found["columns"] == COLUMNS and len(found["data"]) == 2 and "⟨" in found["data"][0][2]
@@ -93,7 +95,8 @@ def test_trackio_holds_metrics(tracked, tmp_path, monkeypatch):
     for name in [name for name in sys.modules if name.split(".")[0] == "trackio"]:
         monkeypatch.delitem(sys.modules, name)  # it reads its folder when it is first imported
     tracked("trackio")
-    assert any(path.suffix in (".db", ".parquet") for path in (tmp_path / "trackio").rglob("*"))
+    stored = b"".join(path.read_bytes() for path in (tmp_path / "trackio").rglob("*") if path.is_file())
+    assert all(words in stored for words in (b"loss.0.objective.type", b"grad_norm"))
 
 
 @needs("mlflow")
@@ -106,6 +109,18 @@ def test_mlflow_holds_the_recipe_metrics_and_a_table(tracked, tmp_path):
     assert [m.step for m in mlflow.MlflowClient().get_metric_history(run.info.run_id, "loss")] == [1, 2]
     (table,) = Path(mlflow.artifacts.download_artifacts(run_id=run.info.run_id, artifact_path="rollouts")).iterdir()
     assert list(json.loads(table.read_text())) == COLUMNS
+
+
+def test_a_tracker_that_does_not_start_is_one_line(tmp_path):
+    """Before a model loads: W&B without a login, MLflow without its server or its database's library."""
+
+    def init_trackers(*_, **__):
+        raise ValueError("api_key not configured\n  more lines")
+
+    recipe = cases.recipe(metrics={"trackers": ["wandb"]})
+    with pytest.raises(EngineError, match=r"wandb does not start \(api_key not configured.*WANDB_MODE=offline") as said:
+        start_trackers(SimpleNamespace(init_trackers=init_trackers), recipe, RunFolder(tmp_path / "mine"))
+    assert "\n" not in str(said.value) and said.value.exit_code == 2
 
 
 @pytest.mark.parametrize(("rollouts", "expected"), [(2, [0, 1, "table"]), (0, [])])

@@ -11,13 +11,14 @@ from opd.batch import Prompt, Rollout
 from opd.distributed import Ranks
 from opd.lora import LoraSettings, adapters, attach, plain_buffers
 from opd.model_spec import ModelSettings
-from opd.models import load_model, load_tokenizer
+from opd.models import has_experts, load_model, load_tokenizer
 from opd.prompts import render
 from opd.rollout.engine import RolloutEngine, Sampling
 from opd.rollout.settings import RolloutSettings
 from opd.rollout.start import start_engine
 from opd.rollout.vllm import VLLMEngine
 from opd.student import Student
+from tests.launching import EVERY_CASE
 from tests.test_architectures import FAMILIES
 
 ENGINES = [pytest.param("vllm", marks=pytest.mark.engine), "transformers"]
@@ -147,7 +148,14 @@ def test_the_engine_follows_tied_weights(kind: str, tied: Path, toy: Path):
 
 
 @pytest.mark.parametrize("kind", ENGINES)
-@pytest.mark.parametrize("family", ["gemma2", "gemma4"])
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(family, marks=[] if family in ("gemma2", "gemma4", "qwen2", "qwen3") else EVERY_CASE)
+        for family, config in FAMILIES.items()
+        if not has_experts(config)
+    ],
+)
 def test_the_engine_follows_a_model_with_more_than_weights(family: str, kind: str, toy: Path, tmp_path: Path):
     """Gemma 2's cap on attention, which sdpa does not know, and vLLM's model without lm_head; Gemma 4's buffers."""
     known = FAMILIES[family].to_dict() | {"vocab_size": 17, "head_dim": 32, "initializer_range": 0.3}

@@ -70,6 +70,13 @@ def small_models() -> tuple[Student, LocalTeacher]:
     return cases.student(cases.recipe()), cases.frozen()
 
 
+def checkpointed_models() -> tuple[Student, LocalTeacher]:
+    """The small ones; blocks are run again in the backward pass, and with them the exchange of tokens."""
+    student, teacher = small_models()
+    student.model.gradient_checkpointing_enable({"use_reentrant": False})
+    return student, teacher
+
+
 def parted_models() -> tuple[Student, LocalTeacher]:
     """The same, with a part of the teacher's head on each of several ranks."""
     shard = RankShard.of_rank(cases.VOCABULARY) if dist.is_initialized() else None
@@ -81,6 +88,7 @@ Work = tuple[int, str, str, int]
 MAKERS: dict[str, Callable[[], tuple[Student, LocalTeacher]]] = {
     "small": small_models,
     "adapted": adapted_models,
+    "checkpointed": checkpointed_models,
     "by_vocabulary": parted_models,
     "long": long_models,
 }
