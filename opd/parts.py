@@ -11,6 +11,7 @@ from opd.batch import Rollout
 from opd.config import Recipe
 from opd.distributed import Ranks
 from opd.doctor import Checked, longest_held_out
+from opd.errors import EngineError
 from opd.grading.extract import opens_thought
 from opd.lora import attach
 from opd.model_spec import ModelSettings
@@ -61,6 +62,11 @@ def load_models(checked: Checked, ranks: Ranks, *, samples: bool) -> Models:
     """Engine (where something is sampled), teacher and student, each read as its own forward says."""
     recipe = checked.recipe
     engine = engine_for(checked, ranks, recipe.student, checked.stop.ends_rollouts, recipe.rollout) if samples else None
+    if engine is not None and engine.alters_transformers:
+        raise EngineError(
+            f"vLLM has no model of its own for {recipe.student.model!r} and alters transformers' for the whole process; "
+            "take rollout.type=transformers"
+        )
     return Models(engine, load_teacher(checked, ranks), load_student(checked, ranks))
 
 

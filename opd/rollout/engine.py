@@ -91,6 +91,11 @@ class RolloutEngine:
         """From now on the weights that were last loaded can be had again: an engine need not keep them asleep."""
         self.weights_of = weights_of
 
+    @property
+    def alters_transformers(self) -> bool:
+        """Whether it has changed transformers' class of its model, which no trainer can load in this process then."""
+        return False
+
     def close(self) -> None:
         """Free what the engine holds."""
 

@@ -118,6 +118,10 @@ class VLLMEngine(RolloutEngine):
             self._fill(weights)
             self._rest()
 
+    @property
+    def alters_transformers(self) -> bool:
+        return any(self.llm.apply_model(_is_transformers_own))
+
     @cached_property
     def stored(self) -> PreTrainedModel:
         """What knows the weights' names; only what takes new weights needs one that transformers reads."""
@@ -162,6 +166,10 @@ def _completion(output) -> Completion:
     ids = list(output.token_ids)
     logprobs = [entry[token].logprob for token, entry in zip(ids, output.logprobs or [], strict=True)]
     return Completion(ids, logprobs, output.finish_reason if output.finish_reason in ("stop", "length") else "error")
+
+
+def _is_transformers_own(model: torch.nn.Module) -> bool:
+    return type(model).__module__.startswith("vllm.model_executor.models.transformers")
 
 
 def _repack_head(model: torch.nn.Module) -> None:

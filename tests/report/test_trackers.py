@@ -32,10 +32,9 @@ def tracked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         "WANDB_MODE": "offline",
         "WANDB_SILENT": "true",
         "TRACKIO_DIR": str(tmp_path / "trackio"),
-        "MLFLOW_TRACKING_URI": f"file:{tmp_path / 'mlflow'}",
-        "MLFLOW_ALLOW_FILE_STORE": "true",
     }.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
     def run(name: str) -> RunFolder:
         recipe = cases.recipe(metrics={"trackers": [name], "rollouts": 2, "full_every": 5}, steps=2)
@@ -99,6 +98,7 @@ def test_trackio_holds_metrics(tracked, tmp_path, monkeypatch):
     assert all(words in stored for words in (b"loss.0.objective.type", b"grad_norm"))
 
 
+@needs("sqlalchemy")
 @needs("mlflow")
 def test_mlflow_holds_the_recipe_metrics_and_a_table(tracked, tmp_path):
     tracked("mlflow")

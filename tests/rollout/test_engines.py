@@ -19,7 +19,7 @@ from opd.rollout.start import start_engine
 from opd.rollout.vllm import VLLMEngine
 from opd.student import Student
 from tests.launching import EVERY_CASE
-from tests.test_architectures import FAMILIES
+from tests.test_architectures import FAMILIES, WIDE
 
 ENGINES = [pytest.param("vllm", marks=pytest.mark.engine), "transformers"]
 SAMPLING = Sampling(samples=3, max_new_tokens=16, temperature=1.0, seed_key=("test", 0))
@@ -137,6 +137,7 @@ def test_more_prompt_tokens_than_are_read_at_once_are_sampled_with_their_seeds(e
 
 
 def test_the_engine_follows_the_trainers_weights(engine: RolloutEngine, toy: Path):
+    assert not engine.alters_transformers
     follows(engine, toy / "student", toy)
 
 
@@ -153,18 +154,30 @@ def test_the_engine_follows_tied_weights(kind: str, tied: Path, toy: Path):
     [
         pytest.param(family, marks=[] if family in ("gemma2", "gemma4", "qwen2", "qwen3") else EVERY_CASE)
         for family, config in FAMILIES.items()
-        if not has_experts(config)
+        if not has_experts(config) and family not in ("qwen3.5", "smollm3")  # no engine of vLLM's own on a CPU
     ],
 )
 def test_the_engine_follows_a_model_with_more_than_weights(family: str, kind: str, toy: Path, tmp_path: Path):
     """Gemma 2's cap on attention, which sdpa does not know, and vLLM's model without lm_head; Gemma 4's buffers."""
-    known = FAMILIES[family].to_dict() | {"vocab_size": 17, "head_dim": 32, "initializer_range": 0.3}
+    known = FAMILIES[family].to_dict() | WIDE | {"vocab_size": 17, "initializer_range": 0.1}
     known |= {key: 17 for key in known if key == "vocab_size_per_layer_input"}
     torch.manual_seed(3)
     AutoModelForCausalLM.from_config(AutoConfig.for_model(**known)).save_pretrained(tmp_path)
     load_tokenizer(str(toy / "student")).save_pretrained(tmp_path)
     engine = start(kind, tmp_path, end_token(toy))
     follows(engine, tmp_path, toy)
+    engine.close()
+
+
+@pytest.mark.engine
+@EVERY_CASE
+def test_a_model_that_vllm_takes_from_transformers_is_not_trained_beside_it(toy: Path, tmp_path: Path):
+    """vLLM decorates the class in place, and transformers then can't make another model of it."""
+    known = FAMILIES["smollm3"].to_dict() | WIDE | {"vocab_size": 17}
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(**known)).save_pretrained(tmp_path)
+    load_tokenizer(str(toy / "student")).save_pretrained(tmp_path)
+    engine = start("vllm", tmp_path, end_token(toy))
+    assert engine.alters_transformers
     engine.close()
 
 
