@@ -64,8 +64,8 @@ def load_models(checked: Checked, ranks: Ranks, *, samples: bool) -> Models:
     engine = engine_for(checked, ranks, recipe.student, checked.stop.ends_rollouts, recipe.rollout) if samples else None
     if engine is not None and engine.alters_transformers:
         raise EngineError(
-            f"vLLM has no model of its own for {recipe.student.model!r} and alters transformers' for the whole process; "
-            "take rollout.type=transformers"
+            f"vLLM has no model of its own for {recipe.student.model!r} and alters transformers' for all of this "
+            "process; take rollout.type=transformers"
         )
     return Models(engine, load_teacher(checked, ranks), load_student(checked, ranks))
 
