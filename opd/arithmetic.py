@@ -13,7 +13,7 @@ SLOWER = 1.5
 
 def precision_warning(precision: str) -> str | None:
     """A line for bf16 on a CPU where it costs more than fp32: without AVX-512 BF16, AMX or Arm's BF16, say."""
-    if precision != "bf16" or torch.cuda.is_available():
+    if precision != "bf16" or torch.version.cuda:
         return None
     ratio = product_seconds(torch.bfloat16) / product_seconds(torch.float32)
     if ratio < SLOWER:

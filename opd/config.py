@@ -162,7 +162,7 @@ class MetricSettings(Record):
     rollouts: NonNegativeInt = 8
     """Rollouts a step that are stored with per-token statistics and weights."""
     trackers: list[Literal["tensorboard", "wandb", "trackio", "mlflow"]] = Field(default_factory=list)
-    """Experiment trackers beside metrics.jsonl; they get metrics, the recipe, and every `full_every` steps samples."""
+    """Experiment trackers beside metrics.jsonl: metrics, scores, the recipe, and every `full_every` steps samples."""
 
 
 class CheckpointSettings(Record):

@@ -296,6 +296,17 @@ def zero_stage() -> int:
     return stage
 
 
+def offloads_optimizer() -> bool:
+    """Whether DeepSpeed, as launched, keeps the optimizer's states in main memory."""
+    zero = _plugin().deepspeed_config.get("zero_optimization", {})
+    return zero.get("offload_optimizer", {}).get("device", "none") not in ("none", None)
+
+
+def elsewhere() -> str:
+    """The first way out for a setting of GPUs where there is none: a cluster's login node has a build for them."""
+    return "ask on a node that has one (srun …), or " if torch.version.cuda else ""
+
+
 def _plugin() -> Any:
     from accelerate import DeepSpeedPlugin
 

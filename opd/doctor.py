@@ -24,7 +24,7 @@ from opd.arithmetic import precision_warning
 from opd.attention import check_attention, check_packing, settle_attention
 from opd.batch import Prompt, Rollout
 from opd.config import EvaluateSettings, PromptSettings, Recipe
-from opd.distributed import is_main_process, local_world_size, world_size
+from opd.distributed import elsewhere, is_main_process, local_world_size, world_size
 from opd.errors import DataError, EngineError, ModelError, RecipeError
 from opd.head.statistics import STATISTICS
 from opd.hub import check_access, check_base
@@ -175,6 +175,7 @@ def evaluations_of(
     ):
         found.append(make_evaluation(settings, tokenizer, recipe.prompts) if asked else None)
         check_evaluation(recipe, found[-1], config, spec.model)
+    check_fixed_text(recipe, found[0])
     return found
 
 
@@ -267,7 +268,7 @@ def longest_fixed_text(recipe: Recipe, evaluation: Evaluation) -> int:
 
 
 def check_evaluation(recipe: Recipe, evaluation: Evaluation | None, config: Any, model: str) -> None:
-    """RecipeError if a held-out problem and its answer would not fit the model, or its rollout a micro-batch."""
+    """RecipeError if a held-out problem and its answer would not fit the model."""
     if evaluation is None:
         return
     longest = longest_held_out(recipe, evaluation)
@@ -277,7 +278,11 @@ def check_evaluation(recipe: Recipe, evaluation: Evaluation | None, config: Any,
             f"{model!r} reads {context} tokens {bound}, and evaluate's longest problem and answer take {longest}; "
             "lower evaluate.max_new_tokens or rollout.max_new_tokens"
         )
-    if (rollout := longest_fixed_text(recipe, evaluation)) > recipe.token_budget:
+
+
+def check_fixed_text(recipe: Recipe, evaluation: Evaluation | None) -> None:
+    """RecipeError if a rollout on a held-out problem would not fit a micro-batch."""
+    if evaluation and (rollout := longest_fixed_text(recipe, evaluation)) > recipe.token_budget:
         raise RecipeError(
             f"token_budget {recipe.token_budget} is below a rollout on evaluate's problems ({rollout} tokens); "
             f"raise it to {rollout} or more, or set evaluate.fixed_text=0"
@@ -329,10 +334,11 @@ def wanted_packages(recipe: Recipe) -> dict[str, str]:
 
 def login_warning(trackers: list[str]) -> str | None:
     """A line where W&B will ask who one is: it waits at a terminal, and a batch job stops when its run has a folder."""
-    if "wandb" not in trackers or {"WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"} & os.environ.keys():
+    if "wandb" not in trackers or any(os.environ.get(name) for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")):
         return None
-    if os.environ.get("WANDB_MODE") in ("offline", "disabled", "dryrun"):
-        return None
+    folder = Path(os.environ.get("WANDB_CONFIG_DIR", "~/.config/wandb")).expanduser()
+    if os.environ.get("WANDB_MODE") in ("offline", "disabled", "dryrun") or (folder / "settings").exists():
+        return None  # the file may name a server, a mode or a key
     host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").removeprefix("https://").removeprefix("http://")
     try:
         known = netrc(os.environ.get("NETRC")).hosts
@@ -373,7 +379,7 @@ def check_machine(recipe: Recipe) -> None:
     if recipe.student.gradient_checkpointing == "offload" and not torch.cuda.is_available():
         raise EngineError(
             "student.gradient_checkpointing is offload, which moves block inputs from a GPU to the host, and there is "
-            "no GPU; set it to true"
+            f"no GPU; {elsewhere()}set it to true"
         )
     check_engine(recipe.rollout)
     for tool, package in {"c++": "g++ (a C++ compiler)", "ninja": "ninja"}.items():

@@ -53,7 +53,9 @@ def evaluate_student(parts: Parts, who: str, *, steps: int) -> None:
             keep_best(parts, score | {"who": who})
     if run.ranks.is_main:
         folder.add_score(settings.task, who, score)
-    run.trainer.accelerator.log(tracked(settings.task, score), step=steps)
+    teachers = folder.scores().get(settings.task, {}).get("teacher")
+    line = {f"evaluate/{settings.task}_teacher": teachers["score"]} if teachers else {}
+    run.trainer.accelerator.log(tracked(settings.task, score) | line, step=steps)
     run.ranks.barrier()
 
 

@@ -8,9 +8,10 @@ import torch
 
 from opd.batch import REFERENCE
 from opd.config import Recipe
+from opd.distributed import offloads_optimizer
 from opd.head.cost import loss_cost, rank_bytes
 from opd.lora import targeted
-from opd.models import DTYPES, empty_model, freeze_beside, load_config, of_layers, text_config
+from opd.models import DTYPES, empty_model, freeze_beside, has_experts, load_config, of_layers, text_config
 from opd.rollout.start import engine_type
 from opd.run import machine
 from opd.teacher.placement import head_shape, place_head
@@ -109,7 +110,7 @@ def memory_lines(recipe: Recipe, *, ranks: int, zero_stage: int) -> list[str]:
     sizes = sizes_of(recipe)
     held = bytes_of(recipe, sizes, ranks=ranks, zero_stage=zero_stage)
     parts = ", ".join(f"{name} {size / GIB:.2f}" for name, size in held.items())
-    width, active = DTYPES[recipe.precision].itemsize, activation_bytes(recipe)
+    width, active = DTYPES[recipe.precision].itemsize, activation_bytes(recipe, ranks=ranks)
     whole = sum(held.values()) / GIB
     holds = f"a rank holds about {whole:.1f} GiB ({parts}), and at least {active / GIB:.1f} of activations"
     if zero_stage == 3 and ranks > 1:
@@ -125,31 +126,42 @@ def memory_lines(recipe: Recipe, *, ranks: int, zero_stage: int) -> list[str]:
     return [sizes.words, holds, *_too_much(recipe, held, active), disk, f"on {machine()}"]
 
 
-def activation_bytes(recipe: Recipe) -> int:
+def activation_bytes(recipe: Recipe, *, ranks: int) -> int:
     """The least that the student's backward pass wants kept of a rank's largest micro-batch, T tokens; more is usual.
 
     Of each of L blocks, with H, I, and A and K widths of the attention's queries and keys: T (4 I + 2 H + 2 A + 2 K)
-    numbers, or with checkpointing T H, none of them here with `offload`, and one block's at a time.
+    numbers, or with checkpointing T H, none of them here with `offload`, and one block's at a time. An MLP without a
+    gate keeps 2 I, one with adapters may keep I less, experts are left out; of blocks unlike each other the smallest
+    counts.
     """
-    text = text_config(load_config(recipe.student.model, recipe.student.revision))
+    rollouts = -(-recipe.prompts_per_step * recipe.rollout.samples_per_prompt * recipe.sequence_parallel_size // ranks)
+    most = min(recipe.token_budget, rollouts * (recipe.prompts.max_tokens + recipe.rollout.max_new_tokens))
+    tokens = most // recipe.sequence_parallel_size
+    config = load_config(recipe.student.model, recipe.student.revision)
+    text = text_config(config)
     heads = text.num_attention_heads
-    width = max(of_layers(text, "head_dim") or [text.hidden_size // heads])
-    inner = max(of_layers(text, "intermediate_size") or [0])
-    keys = max(of_layers(text, "num_key_value_heads") or [heads])
-    block = 4 * inner + 2 * text.hidden_size + 2 * width * (heads + keys)
+    width = min(of_layers(text, "head_dim") or [text.hidden_size // heads])
+    inner = 0 if has_experts(config) else min(of_layers(text, "intermediate_size") or [0])
+    keys = min(of_layers(text, "num_key_value_heads") or [heads])
+    gated = any("gate_" in name for name, _ in empty_model(config).named_modules())
+    inners = (4 if gated else 2) - (recipe.student.lora is not None)
+    block = inners * inner + 2 * text.hidden_size + 2 * width * (heads + keys)
     kind, layers = recipe.student.gradient_checkpointing, text.num_hidden_layers
     numbers = layers * block if not kind else block + (0 if kind == "offload" else layers * text.hidden_size)
-    return recipe.token_budget // recipe.sequence_parallel_size * numbers * DTYPES[recipe.precision].itemsize
+    return tokens * numbers * DTYPES[recipe.precision].itemsize
 
 
 def _too_much(recipe: Recipe, held: dict[str, int], active: int) -> list[str]:
     """A warning where a GPU is too small for what is certain; gradient and head are gone while the engine samples."""
     if not torch.cuda.is_available():
         return []
+    if offloads_optimizer():
+        held = {name: size for name, size in held.items() if name not in ("its gradient", "optimizer")}
     card = torch.cuda.get_device_properties(0).total_memory
     needs = {"while it trains": sum(held.values()) + active}
     if _is_on_gpu(recipe) and recipe.rollout.sleep:
-        resting = sum(size for name, size in held.items() if name not in ("its gradient", "the loss head"))
+        gone = {"its gradient", "the loss head"} | ({"teacher"} if recipe.teacher.offload else set())
+        resting = sum(size for name, size in held.items() if name not in gone)
         needs["while it samples"] = resting + _gpu_share(recipe)
     return [
         f"warning: {when} a rank needs {need / GIB:.1f} GiB, and this GPU has {card / GIB:.1f}; lower token_budget or "

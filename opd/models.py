@@ -155,6 +155,11 @@ def _loaded(kind: Any, model: str, revision: str | None, **settings: Any) -> Any
         raise ModelError(
             f"can't load {model!r} ({reason_of(error)}){away}; give a local folder or an id on the hub"
         ) from None
+    except AssertionError as error:  # vLLM's, in place of the class's own start
+        raise ModelError(
+            f"can't load {model!r}: vLLM ran it by transformers' class before, and has altered that for this process "
+            f"({reason_of(error)}); take --engine transformers, or rollout.type=transformers"
+        ) from None
 
 
 def text_config(config: Any) -> Any:

@@ -62,11 +62,6 @@ def load_models(checked: Checked, ranks: Ranks, *, samples: bool) -> Models:
     """Engine (where something is sampled), teacher and student, each read as its own forward says."""
     recipe = checked.recipe
     engine = engine_for(checked, ranks, recipe.student, checked.stop.ends_rollouts, recipe.rollout) if samples else None
-    if engine is not None and engine.alters_transformers:
-        raise EngineError(
-            f"vLLM has no model of its own for {recipe.student.model!r} and alters transformers' for all of this "
-            "process; take rollout.type=transformers"
-        )
     return Models(engine, load_teacher(checked, ranks), load_student(checked, ranks))
 
 
@@ -78,7 +73,7 @@ def engine_for(
     evaluations = filter(None, (checked.evaluation, checked.teacher_evaluation))
     held_out = [longest_held_out(recipe, evaluation) for evaluation in evaluations]
     longest = max([recipe.prompts.max_tokens + recipe.rollout.max_new_tokens, *held_out])
-    return start_engine(
+    engine = start_engine(
         spec.model,
         settings,
         ranks,
@@ -88,6 +83,12 @@ def engine_for(
         seed=recipe.seed,
         revision=spec.revision,
     )
+    if engine.alters_transformers:
+        raise EngineError(
+            f"vLLM has no model of its own for {spec.model!r} and alters transformers' for all of this process; "
+            "take rollout.type=transformers"
+        )
+    return engine
 
 
 def load_teacher(checked: Checked, ranks: Ranks) -> LocalTeacher:
@@ -118,7 +119,7 @@ def load_student(checked: Checked, ranks: Ranks) -> Student:
     """The student's module, whole, on this rank's device."""
     recipe = checked.recipe
     model = load_read(checked, ranks, recipe.student)
-    processor_files(model, recipe.student.model, recipe.student.revision)
+    processor_files(model, recipe.student.model, recipe.student.revision)  # into the hub's cache, for the export
     if recipe.student.lora is not None:
         attach(model, recipe.student.lora, recipe.student, seed=recipe.seed)
     else:

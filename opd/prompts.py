@@ -181,12 +181,14 @@ def render(
 def template_warning(settings: PromptSettings, tokenizer: PreTrainedTokenizerBase) -> str | None:
     """A line for settings of the chat template that change nothing: templates pass over what they don't know."""
     given = settings.chat_template_kwargs
-    idle = [
-        name
-        for name in given
-        if render("?", tokenizer, template_settings=given)
-        == render("?", tokenizer, template_settings={k: v for k, v in given.items() if k != name})
-    ]
+
+    def prompt(**template: Any) -> list[int] | None:
+        try:
+            return render("?", tokenizer, system=settings.system, template_settings=template)
+        except DataError:
+            return None
+
+    idle = [name for name in given if prompt(**given) == prompt(**{k: v for k, v in given.items() if k != name})]
     if not idle:
         return None
     return (
@@ -221,7 +223,7 @@ def _cell(row: dict[str, Any], column: str, number: int, settings: PromptSetting
 def _text(content: Any) -> Any:
     """A message's text, where it is text or comes in parts that are all text."""
     parts = content if isinstance(content, list) else []
-    if parts and all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in parts):
+    if parts and all(isinstance(p, dict) and p.get("type") == "text" and isinstance(p.get("text"), str) for p in parts):
         return "".join(part["text"] for part in parts)
     return content
 

@@ -96,14 +96,12 @@ class RunFolder:
         self.path.mkdir(parents=True)
         self.hold()
         self._store(recipe, data)
-        self._note_process()
 
     def reopen(self, recipe: Recipe, *, data: str) -> None:
         """Store what changed of CHANGEABLE, and remove what a kill left of checkpoints."""
         for leftover in self.checkpoints.glob(".step-*"):
             shutil.rmtree(leftover)
         self._store(recipe, data)
-        self._note_process()
 
     def _store(self, recipe: Recipe, data: str) -> None:
         named = recipe.model_copy(update={"name": self.path.name})
@@ -111,14 +109,16 @@ class RunFolder:
         if not self.digest.exists():
             write_atomic(self.digest, data)
 
-    def _note_process(self) -> None:
-        steps = [int(path.name.removeprefix("step-")) for path in checkpoints_in(self.checkpoints)]
+    def note_process(self, steps: int) -> None:
+        """A line in processes.jsonl: this process trains from here on, after so many steps."""
         with (self.path / "processes.jsonl").open("a") as file:
-            file.write(json.dumps({"from_step": max(steps, default=0)} | environment()) + "\n")
+            file.write(json.dumps({"from_step": steps} | environment()) + "\n")
 
     def environment(self) -> dict[str, Any]:
         """What the run began with, and in `resumed` where another process went on, with what command and commit."""
-        first, *later = read_lines(self.path / "processes.jsonl") or [environment()]
+        first, *later = processes = read_lines(self.path / "processes.jsonl") or [{"from_step": 0} | environment()]
+        if first["from_step"]:  # of a run that began before there was this file
+            later = processes
         again = [{name: process[name] for name in ("from_step", "command", "commit")} for process in later]
         return {name: value for name, value in first.items() if name != "from_step"} | {"resumed": again}
 

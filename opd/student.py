@@ -175,14 +175,17 @@ def _matrices(beside: Iterable[LowRank]) -> list[nn.Parameter]:
 def writable(config: GenerationConfig) -> GenerationConfig:
     """The settings, or what of them transformers writes: it loads some files that it would not write.
 
-    Such name a temperature without `do_sample`, which is set then, or what is no setting at all (`pad_token_id: -1`):
-    of those the ids that begin, end and fill a text are left.
+    Such have an id below 0 (`pad_token_id: -1`), which is left out, name a temperature without `do_sample`, which is
+    set then, or hold what is no setting at all: of those the ids that begin, end and fill a text are left.
     """
     ids = {name: getattr(config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     known = {name: i for name, i in ids.items() if i is not None and (isinstance(i, list) or i >= 0)}
-    sampling = deepcopy(config)
+    plain, sampling = deepcopy(config), deepcopy(config)
+    for name in ids:
+        setattr(plain, name, known.get(name))
+        setattr(sampling, name, known.get(name))
     sampling.do_sample = True
-    for found in (config, sampling, GenerationConfig(**known)):
+    for found in (config, plain, sampling, GenerationConfig(**known)):
         try:
             found.validate(strict=True)
         except ValueError:

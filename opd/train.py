@@ -55,6 +55,8 @@ def train(checked: Checked, folder: RunFolder, *, resume: bool) -> dict[str, Any
     parts = build(checked, folder, resume=resume)
     with parts.run.clock("start"):
         first = restore(parts) if resume else 0
+    if parts.run.ranks.is_main:
+        parts.folder.note_process(first)
     evaluate_student(parts, "student_start", steps=first)
     if first == 0:
         with parts.run.clock("start"):
@@ -217,9 +219,11 @@ def log_step(parts: Parts, outcome: StepResult, index: int) -> None:
         log_samples(parts.run.trainer.accelerator.trackers, outcome, parts.checked, step=index + 1)
     gap, first = outcome.metrics.get("gap"), parts.folder.first_metrics().get("gap")
     sampled_now = parts.checked.recipe.rollout.type != "recorded"
-    if sampled_now and gap is not None and first is not None and gap > min(max(3 * first, 0.1), LARGE_GAP):
+    least = LARGE_GAP if first is None else min(max(3 * first, 0.1), LARGE_GAP)
+    if sampled_now and gap is not None and gap > least:
+        was = "no number" if first is None else f"{first:.3f}"
         warnings.warn(
-            f"step {index + 1}: the engine's log-probs are {gap:.3f} nats from the trainer's (step 1: {first:.3f}); "
+            f"step {index + 1}: the engine's log-probs are {gap:.3f} nats from the trainer's (step 1: {was}); "
             "weights may not be in sync, or the learning rate is too high; rollout.type=transformers tells which",
             stacklevel=2,
         )

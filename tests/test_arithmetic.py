@@ -15,8 +15,9 @@ def test_bf16_that_is_slower_than_fp32_is_said(ratio: float, said: bool, monkeyp
     assert precision_warning("fp32") is None
 
 
-def test_a_gpu_needs_no_line(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+def test_a_build_for_gpus_needs_no_line(monkeypatch: pytest.MonkeyPatch):
+    """On a login node neither, where the job's recipe is asked about."""
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
     assert precision_warning("bf16") is None
 
 

@@ -134,6 +134,7 @@ def test_a_batch_job_launches_its_file_on_each_machine_and_resumes(path: Path, k
         own = "multi-node" if nodes == 2 else "gpu-8-zero2"
         assert configuration == f"launch/accelerate/{'gpu-8-zero3' if killed_before else own}.yaml"
         if nodes == 2:
+            assert "--deepspeed_multinode_launcher standard" in line, "or each node runs alone"
             assert f"--machine_rank {rank} --main_process_ip node-a --main_process_port 20007" in line
         assert f"--num_processes {8 * nodes}" in line
 

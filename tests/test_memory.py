@@ -139,10 +139,10 @@ def test_the_backward_pass_keeps_at_least_what_is_said_and_not_three_times_that(
         out = model.model(torch.zeros(128, 32, dtype=torch.long), use_cache=False).last_hidden_state
     del out
     seen = sum(size for place, size in kept.items() if place not in weights)
-    least = activation_bytes(asked)
+    least = activation_bytes(asked, ranks=1)
     if checkpointing:  # one block at a time is kept in the backward pass, which this does not make
         one = activation_bytes(
-            recipe(toy, adapted=False, student={"gradient_checkpointing": "offload"}, token_budget=4096)
+            recipe(toy, adapted=False, student={"gradient_checkpointing": "offload"}, token_budget=4096), ranks=1
         )
         least -= one
     assert least <= seen < 3 * least
@@ -160,6 +160,14 @@ def test_a_card_that_is_too_small_for_what_is_certain_is_said(toy, monkeypatch):
         said[size] = [line for line in memory_lines(asked, ranks=1, zero_stage=1) if line.startswith("warning: ")]
     assert said.pop(8 << 30) == []
     ((trains, samples),) = said.values()
+    monkeypatch.setattr("opd.memory.offloads_optimizer", lambda: True)
+    monkeypatch.setattr("opd.memory.activation_bytes", lambda recipe, *, ranks: 0)
+    held = bytes_of(asked, sizes_of(asked), ranks=1, zero_stage=1)
+    on_card = sum(held.values()) - held["its gradient"] - held["optimizer"]
+    tight = SimpleNamespace(total_memory=on_card)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda _: tight)
+    lines = memory_lines(asked, ranks=1, zero_stage=1)
+    assert not any("while it trains" in line for line in lines), "what lies in main memory does not count"
     assert trains.startswith("warning: while it trains a rank needs ")
     assert samples.startswith("warning: while it samples a rank needs 0.0 GiB, and this GPU has 0.0; lower")
 

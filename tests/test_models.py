@@ -168,6 +168,7 @@ def test_of_generation_settings_that_no_sampling_mends_only_the_ids_are_written(
     stored = GenerationConfig.from_pretrained(tmp_path)
     assert (stored.bos_token_id, stored.eos_token_id) == (1, [2, 5])
     assert stored.pad_token_id == (None if "pad_token_id" in refused else 0)
+    assert stored.temperature == (0.9 if "pad_token_id" in refused else None), "an id below 0 is no reason to lose it"
 
 
 def test_an_adapter_that_vllm_would_not_find_is_said():

@@ -65,8 +65,11 @@ def test_a_student_keeps_what_the_recipe_says_for_its_backward_pass(asked, given
     seen = []
     enable = lambda self, kwargs, offload: seen.append(offload)  # noqa: E731
     monkeypatch.setattr("transformers.PreTrainedModel.gradient_checkpointing_enable", enable)
+    fetched = []
+    monkeypatch.setattr("opd.parts.processor_files", lambda model, name, revision: fetched.append(name))
     load_student(placed(toy, student={"gradient_checkpointing": asked}), Ranks())
     assert seen == given
+    assert fetched == [str(toy / "student")], "what an export copies is fetched when the student loads"
 
 
 @pytest.mark.parametrize("offload", [False, True])

@@ -174,6 +174,8 @@ def test_a_kill_between_checkpoints_trains_and_scores_again_from_the_last(toy: P
     assert_same(broken, unbroken)
     said, rows = summary(broken), [json.loads(line) for line in (broken / "metrics.jsonl").read_text().splitlines()]
     assert said["resumed_from"] == 3
+    (again,) = said["resumed"]
+    assert again["from_step"] == 3 and "--resume" in again["command"] and "--resume" not in said["command"]
     assert [row["step"] for row in rows if "time/start" in row] == [1, 4], "each process has started once"
     for phase in ("time/start", "time/step"):
         assert said["phases"][phase] == pytest.approx(sum(row.get(phase, 0) for row in rows))

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -235,6 +236,20 @@ def test_a_write_that_is_killed_leaves_the_old_file(tmp_path, monkeypatch):
     monkeypatch.undo()
     write_atomic(path, "new")
     assert path.read_text() == "new" and [p.name for p in tmp_path.iterdir()] == ["summary.json"]
+
+
+def test_a_run_keeps_the_command_that_began_it_and_where_others_went_on(recipe, tmp_path, monkeypatch):
+    folder = RunFolder(tmp_path / "a")
+    folder.create(recipe, data="")
+    for steps, words in ((0, ["train", "r.yaml"]), (20, ["train", "runs/a/recipe.yaml", "--resume"])):
+        monkeypatch.setattr(sys, "argv", ["opd", *words])
+        folder.note_process(steps)
+    found = folder.environment()
+    assert found["command"] == "opd train r.yaml" and "from_step" not in found
+    (again,) = found["resumed"]
+    assert (again["from_step"], again["command"]) == (20, "opd train runs/a/recipe.yaml --resume")
+    (folder.path / "processes.jsonl").write_text((folder.path / "processes.jsonl").read_text().splitlines()[1] + "\n")
+    assert folder.environment()["resumed"] == [again], "of a run from before there was such a file"
 
 
 def test_the_environment_says_what_a_figure_must_carry(monkeypatch):

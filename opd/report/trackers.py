@@ -39,7 +39,7 @@ def start_trackers(accelerator: Any, recipe: Recipe, folder: RunFolder) -> None:
     except Exception as error:
         raise EngineError(
             f"metrics.trackers: {' or '.join(names)} does not start ({reason_of(error)}); log in, set its offline mode "
-            "(WANDB_MODE=offline), or leave it out; --resume begins this run anew"
+            "(WANDB_MODE=offline) or install what it misses, and start again with --resume; or leave it out"
         ) from error
 
 

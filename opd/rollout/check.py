@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from opd.distributed import local_world_size
+from opd.distributed import elsewhere, local_world_size
 from opd.errors import EngineError, RecipeError
 from opd.models import biases_attention, empty_model, has_experts, of_layers, rotates_by_sections, text_config
 from opd.rollout.settings import RolloutSettings
@@ -34,11 +34,6 @@ def check_engine(settings: RolloutSettings) -> None:
             "rollout.type is vllm, and vllm is not installed; pip install -e '.[cpu]' or '.[gpu]', "
             "or take rollout.type=transformers"
         )
-
-
-def elsewhere() -> str:
-    """The way out that comes first on a cluster's login node, which has a build for GPUs and none."""
-    return "ask on a node that has one (srun …), or " if torch.version.cuda else ""
 
 
 def check_tensor_parallel(settings: RolloutSettings, config: Any, model: str) -> None:
@@ -97,7 +92,7 @@ def check_room(settings: RolloutSettings, config: Any, teacher: str, dtype: torc
 
     However the trainer shares it among all ranks: an engine lies on `rollout.tensor_parallel` of them.
     """
-    if not torch.cuda.is_available():
+    if not torch.cuda.is_available() or engine_type(settings) != "vllm" or hasattr(config, "quantization_config"):
         return
     share, parts = settings.alone.gpu_memory_share, settings.tensor_parallel
     held = sum(p.numel() for p in empty_model(config).parameters()) * dtype.itemsize / parts

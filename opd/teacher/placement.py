@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from opd.config import Recipe
-from opd.distributed import device_type
+from opd.distributed import device_type, elsewhere
 from opd.errors import RecipeError
 from opd.head.cost import HeadShape, rank_bytes, tile_bytes_of
 from opd.models import DTYPES, text_config
@@ -44,7 +44,8 @@ def check_weights(settings: LocalTeacherSettings, ranks: int) -> None:
         )
     if settings.offload and not torch.cuda.is_available():
         raise RecipeError(
-            "'teacher.offload: true' has no effect without a GPU: all weights are in main memory anyway; remove it"
+            "'teacher.offload: true' has no effect without a GPU: all weights are in main memory anyway; "
+            f"{elsewhere()}remove it"
         )
 
 
