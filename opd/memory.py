@@ -139,8 +139,8 @@ def activation_bytes(recipe: Recipe, *, ranks: int) -> int:
     tokens = most // recipe.sequence_parallel_size
     config = load_config(recipe.student.model, recipe.student.revision)
     text = text_config(config)
-    heads = text.num_attention_heads
-    width = min(of_layers(text, "head_dim") or [text.hidden_size // heads])
+    heads = min(of_layers(text, "num_attention_heads") or [0])  # none in a state-space model
+    width = min(of_layers(text, "head_dim") or [text.hidden_size // max(1, heads)])
     inner = 0 if has_experts(config) else min(of_layers(text, "intermediate_size") or [0])
     keys = min(of_layers(text, "num_key_value_heads") or [heads])
     gated = any("gate_" in name for name, _ in empty_model(config).named_modules())

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import GPT2Config, Mamba2Config
 
 from opd.config import Recipe
 from opd.head.cost import HeadShape, loss_cost, rank_bytes
@@ -146,6 +147,13 @@ def test_the_backward_pass_keeps_at_least_what_is_said_and_not_three_times_that(
         )
         least -= one
     assert least <= seen < 3 * least
+
+
+def test_a_model_without_attention_or_gates_keeps_something_too(toy, monkeypatch):
+    mamba = Mamba2Config(hidden_size=64, num_heads=8, head_dim=16, num_hidden_layers=2, vocab_size=17, n_groups=1)
+    for config in (mamba, GPT2Config(n_layer=2, n_embd=32, n_head=4, vocab_size=17, bos_token_id=0, eos_token_id=0)):
+        monkeypatch.setattr("opd.memory.load_config", lambda *_, config=config: config)
+        assert activation_bytes(recipe(toy, adapted=False), ranks=1) > 0
 
 
 def test_a_card_that_is_too_small_for_what_is_certain_is_said(toy, monkeypatch):
