@@ -252,4 +252,4 @@ def test_a_step_measures_what_its_selectors_need(name):
     chosen = recipe(dense(select), advantage=advantage, metrics={"full_every": 4})
     asked = set(SELECTORS[name]().needs) - {"advantage", "reward"}
     watched = {"student_stop_mass", "teacher_stop_mass", "trainer_logprob", "reverse_kl"}  # the objective's own sums
-    assert asked <= needed_statistics(chosen, 1) <= asked | (watched if asked else set())
+    assert asked <= needed_statistics(chosen, 2) <= asked | (watched if asked else set())

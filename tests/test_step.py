@@ -69,10 +69,13 @@ def test_a_batch_scope_is_never_one_pass():
 
 def test_statistics_are_measured_only_when_needed():
     sparse = {"metrics": {"full_every": 4}}
-    assert step_module.needed_statistics(cases.recipe("all", **sparse), 1) == frozenset()
+    assert step_module.needed_statistics(cases.recipe("all", **sparse), 2) == frozenset()
     watched = {"student_stop_mass", "teacher_stop_mass", "trainer_logprob"}
     asked = {"student_entropy", "reverse_kl"}
-    assert step_module.needed_statistics(cases.recipe("soft_or_batch", **sparse), 1) == asked | watched
+    for index in (1, 2):
+        assert step_module.needed_statistics(cases.recipe("soft_or_batch", **sparse), index) == asked | watched
+    first_of_new_weights = step_module.needed_statistics(cases.recipe("all", **sparse), 1)
+    assert first_of_new_weights == {"student_stop_mass", "trainer_logprob"}
     assert step_module.needed_statistics(cases.recipe("all", **sparse), 4) == step_module.MEASURED
 
 
