@@ -1,16 +1,29 @@
-"""Starting real processes from tests: `accelerate launch` with a stage and a number of ranks."""
+"""Starting real ranks from tests, as `accelerate launch` does it, with a stage and a number of ranks."""
 
 from __future__ import annotations
 
+import gc
 import json
+import multiprocessing
 import os
-import subprocess
+import runpy
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from accelerate.utils.other import get_free_port
+from torch.multiprocessing import start_processes
 
 ROOT = Path(__file__).parent.parent
+IMPORTED = [
+    "deepspeed.runtime.zero.muon.muon_optimizer",  # DeepSpeed imports it, and 650 modules with it, when it starts
+    "opd.teacher.sharded",
+    "recipes.quickstart.make_models",
+    "tests.workers.pieces",
+    "tests.workers.shards",
+]
 EVERY_CASE = pytest.mark.skipif(os.environ.get("EVERY_CASE") != "1", reason="EVERY_CASE=1 runs it: some minutes more")
 
 
@@ -21,20 +34,36 @@ def environment() -> dict[str, str]:
     return own | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "HF_HUB_OFFLINE": offline, "PYTHONPATH": str(ROOT)}
 
 
-def accelerate(
-    tmp: Path, *command: str, ranks: int, stage: int | Path, timeout: int = 300
-) -> subprocess.CompletedProcess:
-    """Run `python -m COMMAND` on so many ranks under DeepSpeed, nothing kept whole by ZeRO-3; stage: or its file."""
+def accelerate(tmp: Path, module: str, *arguments: str, ranks: int, stage: int | Path) -> None:
+    """What `accelerate launch --use_deepspeed -m MODULE ARGUMENTS` does with so many ranks, but for its launcher.
+
+    stage: with nothing kept whole by ZeRO-3; or the file of DeepSpeed's settings.
+    """
     config = stage if isinstance(stage, Path) else stage_file(tmp, stage)
-    launch = ["-m", "accelerate.commands.launch", "--use_deepspeed", "--deepspeed_config_file", str(config)]
-    return subprocess.run(
-        [sys.executable, *launch, "--num_processes", str(ranks), "--main_process_port", "0", "-m", *command],
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
+    deepspeed = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(config)}
+    meeting = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(get_free_port()), "WORLD_SIZE": str(ranks)}
+    forked(_launched, environment() | deepspeed | meeting, module, arguments, ranks=ranks)
+
+
+def _launched(rank: int, variables: dict[str, str], module: str, arguments: tuple[str, ...]) -> None:
+    os.environ.update(variables | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
+    sys.argv = [module, *arguments]
+    gc.freeze()
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def forked(work: Callable[..., None], *arguments: object, ranks: int, timeout: int = 300) -> None:
+    """Run work(rank, *arguments) in so many processes and raise what one of them raises.
+
+    They are forked from a process that has all imported, which costs a rank many times what its work does.
+    """
+    multiprocessing.set_forkserver_preload(IMPORTED)
+    started, end = start_processes(work, arguments, ranks, join=False, start_method="forkserver"), time.time() + timeout
+    while not started.join(max(0.0, end - time.time())):
+        if time.time() >= end:
+            for process in started.processes:
+                process.kill()
+            raise TimeoutError(f"{work.__name__} of {ranks} ranks ran longer than {timeout} s")
 
 
 def stage_file(tmp: Path, stage: int) -> Path:

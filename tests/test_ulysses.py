@@ -1,14 +1,13 @@
 """Ranks that share sequences give one rank's loss, selection and gradient, and each keeps its share of activations."""
 
-import multiprocessing
 from pathlib import Path
 
 import pytest
 import torch
-from torch.multiprocessing import start_processes
 
 from opd.distributed import Ranks
 from tests import cases
+from tests.launching import forked
 from tests.test_architectures import FAMILIES
 from tests.workers import pieces
 
@@ -18,9 +17,8 @@ CASES = ("all", "soft_or_batch", "soft_or_rollout", "three_terms", "uskd", "d3s_
 
 
 def shared(folder: Path, count: int, work: list[pieces.Work]) -> dict:
-    """What rank 0 of so many found, and that it is what one rank finds; forked from a process that has all imported."""
-    multiprocessing.set_forkserver_preload(["tests.workers.pieces", "deepspeed"])
-    start_processes(pieces.rank, (str(folder), count, work), nprocs=count, start_method="forkserver")
+    """What rank 0 of so many found, and that it is what one rank finds."""
+    forked(pieces.rank, str(folder), count, work, ranks=count)
     found = torch.load(folder / "found.pt")
     for size, models, name, budget in work:
         got, one = found[size, models, name, budget], pieces.taken(models, name, Ranks(), budget)

@@ -19,6 +19,7 @@ from opd.objectives import OBJECTIVES
 from opd.objectives.jsd import JSD
 from opd.vocab_ranks import RankShard
 from tests.build import TILE, Models, gradient, random_states
+from tests.launching import forked
 from tests.workers import shards
 
 N, V = 5, 11
@@ -131,7 +132,7 @@ def test_ranks_with_any_number_of_rows_find_what_one_finds(tmp_path, counts):
     rows = sum(counts)
     weight_N = torch.linspace(0.1, 1, rows, dtype=torch.float64)
     weight_N[rows - counts[-1] :] *= len(counts) == 1
-    torch.multiprocessing.spawn(shards.rank, (str(tmp_path), counts, weight_N), nprocs=len(counts))
+    forked(shards.rank, str(tmp_path), counts, weight_N, ranks=len(counts))
     expected = shards.found_by(*shards.models(rows), torch.arange(rows) % shards.V, weight_N, None)
     found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(len(counts))]
     for name, whole in expected.items():

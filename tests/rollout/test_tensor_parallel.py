@@ -28,8 +28,7 @@ def stored(folder: Path, seed: int) -> str:
 @pytest.mark.engine
 def test_two_ranks_of_one_engine_sample_what_one_rank_does(tmp_path: Path):
     models = [stored(tmp_path / name, seed) for seed, name in enumerate(("start", "then"))]
-    done = accelerate(tmp_path, "tests.workers.tensor_parallel", *models, str(tmp_path), ranks=2, stage=2)
-    assert done.returncode == 0, done.stderr[-3000:]
+    accelerate(tmp_path, "tests.workers.tensor_parallel", *models, str(tmp_path), ranks=2, stage=2)
     two, one = json.loads((tmp_path / "made.json").read_text()), sampled(Ranks(), *models)
     assert two["elements"] < 0.6 * one["elements"], "each rank holds its part of every matrix"
     for kind in ("greedy", "seeded"):
