@@ -9,12 +9,12 @@ import os
 import runpy
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 from accelerate.utils.other import get_free_port
-from torch.multiprocessing import start_processes
+from torch.multiprocessing import ProcessContext, start_processes
 
 ROOT = Path(__file__).parent.parent
 IMPORTED = [
@@ -46,24 +46,34 @@ def accelerate(tmp: Path, module: str, *arguments: str, ranks: int, stage: int |
 
 
 def _launched(rank: int, variables: dict[str, str], module: str, arguments: tuple[str, ...]) -> None:
-    os.environ.update(variables | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
+    program(rank, variables | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, module, arguments)
+
+
+def program(_: int, variables: dict[str, str], module: str, arguments: Sequence[str]) -> None:
+    """`python -m MODULE ARGUMENTS` in this process."""
+    os.environ.update(variables)
     sys.argv = [module, *arguments]
-    gc.freeze()
+    gc.freeze()  # what is imported need not be looked through again and again
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
-def forked(work: Callable[..., None], *arguments: object, ranks: int, timeout: int = 300) -> None:
-    """Run work(rank, *arguments) in so many processes and raise what one of them raises.
-
-    They are forked from a process that has all imported, which costs a rank many times what its work does.
-    """
-    multiprocessing.set_forkserver_preload(IMPORTED)
-    started, end = start_processes(work, arguments, ranks, join=False, start_method="forkserver"), time.time() + timeout
+def forked(work: Callable[..., None], *arguments: object, ranks: int = 1, timeout: int = 300) -> None:
+    """Run work(rank, *arguments) in so many processes and raise what one of them raises."""
+    started, end = start(work, *arguments, ranks=ranks), time.time() + timeout
     while not started.join(max(0.0, end - time.time())):
         if time.time() >= end:
             for process in started.processes:
                 process.kill()
-            raise TimeoutError(f"{work.__name__} of {ranks} ranks ran longer than {timeout} s")
+            raise TimeoutError(f"{work.__name__} in {ranks} processes ran longer than {timeout} s")
+
+
+def start(work: Callable[..., None], *arguments: object, ranks: int = 1) -> ProcessContext:
+    """The same, still running; forked from a process that has all imported, which costs many times what most work does.
+
+    One process hashes words as another of them does: what must not hang on that takes a process of its own as well.
+    """
+    multiprocessing.set_forkserver_preload(IMPORTED)
+    return start_processes(work, arguments, ranks, join=False, start_method="forkserver")
 
 
 def stage_file(tmp: Path, stage: int) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
 import subprocess
@@ -13,8 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.multiprocessing import ProcessExitedException
 
-from tests.launching import ROOT, environment
+from opd import run
+from opd.run import RunFolder
+from tests.launching import ROOT, environment, forked, program, start
 
 CLOCKED = ("time/", "memory/", "tokens_per_second")
 """Metrics that no two runs share."""
@@ -23,7 +27,7 @@ pytestmark = pytest.mark.engine
 STEPS = 14
 
 
-def command(toy: Path, runs: Path, name: str, *more: str) -> list[str]:
+def arguments(toy: Path, runs: Path, name: str, *more: str) -> list[str]:
     overrides = {
         "student.model": toy / "student",
         "teacher.model": toy / "teacher",
@@ -42,49 +46,42 @@ def command(toy: Path, runs: Path, name: str, *more: str) -> list[str]:
     }
     given = [f"{key}={value}" for key, value in overrides.items()]
     recipe = "recipes/quickstart/quickstart.yaml"
-    return [sys.executable, "-m", "opd", "train", recipe, *given, "--runs", str(runs), f"name={name}", *more]
+    return ["train", recipe, *given, "--runs", str(runs), f"name={name}", *more]
 
 
 def finished(toy: Path, runs: Path, name: str, *more: str) -> None:
-    done = subprocess.run(
-        command(toy, runs, name, *more), cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    forked(program, environment(), "opd", arguments(toy, runs, name, *more))
 
 
 def killed(toy: Path, runs: Path, name: str, *more: str, after: int, wait: float) -> None:
     """SIGKILL `wait` seconds after metrics.jsonl has `after` lines."""
-    process = subprocess.Popen(
-        command(toy, runs, name, *more),
-        cwd=ROOT,
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    (process,) = start(program, environment(), "opd", arguments(toy, runs, name, *more)).processes
     try:
-        while lines(runs / name) < after and process.poll() is None:
+        while lines(runs / name) < after and process.is_alive():
             time.sleep(0.005)
         time.sleep(wait)
-        assert process.poll() is None, "it ended before it could be killed"
+        assert process.is_alive(), "it ended before it could be killed"
     finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.join()
 
 
-KILLS_ITSELF = """
-import os, signal
-from opd import cli, run
+def kills_itself(_: int, words: list[str]) -> None:
+    """The same program, but it is killed as soon as step 5 is written: the clock could not aim as well."""
 
-class Folder(run.RunFolder):
-    def append_metrics(self, metrics):
-        super().append_metrics(metrics)
-        if metrics["step"] == 5:
-            os.kill(os.getpid(), signal.SIGKILL)
+    class Folder(RunFolder):
+        def append_metrics(self, metrics):
+            super().append_metrics(metrics)
+            if metrics["step"] == 5:
+                os.kill(os.getpid(), signal.SIGKILL)
 
-run.RunFolder = Folder
-cli.main()
-"""
-"""The same program, but the system kills it as soon as step 5 is written: the clock could not aim as well."""
+    run.RunFolder = Folder
+    program(0, environment(), "opd", words)
+
+
+def assert_kills_itself(toy: Path, runs: Path, name: str, *more: str) -> None:
+    with pytest.raises(ProcessExitedException, match="SIGKILL"):
+        forked(kills_itself, arguments(toy, runs, name, *more))
 
 
 def lines(run: Path) -> int:
@@ -130,13 +127,7 @@ LORA = ["student.lora={targets: [all-linear, lm_head], rank: 4, merge: true}", "
 def test_adapters_resume_without_a_bit_of_difference_from_checkpoints_that_hold_nothing_else(toy: Path, tmp_path: Path):
     """The program kills itself at step 5, before its checkpoint; model/ holds the adapter, merged/ what it makes."""
     finished(toy, tmp_path, "unbroken", *LORA)
-    died = subprocess.run(
-        [sys.executable, "-c", KILLS_ITSELF, *command(toy, tmp_path, "broken", *LORA)[3:]],
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-    )
-    assert died.returncode == -signal.SIGKILL, died.stderr[-3000:]
+    assert_kills_itself(toy, tmp_path, "broken", *LORA)
     (checkpoint,) = (tmp_path / "broken" / "checkpoints").glob("step-000004/*/mp_rank_00_model_states.pt")
     assert all("lora_" in name for name in torch.load(checkpoint, weights_only=False)["module"])
     finished(toy, tmp_path, "broken", *LORA, "--resume")
@@ -162,15 +153,17 @@ def test_three_kills_change_no_bit(toy: Path, tmp_path: Path, unbroken: Path):
 
 
 def test_a_kill_between_checkpoints_trains_and_scores_again_from_the_last(toy: Path, tmp_path: Path, unbroken: Path):
-    """Checkpoints after 3, 6, … steps, scores after 4, 8, …: what step 4 scored before the kill is scored again."""
-    python, _, _, *arguments = command(toy, tmp_path, "broken", "checkpoints.every=3")
-    died = subprocess.run([python, "-c", KILLS_ITSELF, *arguments], cwd=ROOT, env=environment(), capture_output=True)
-    assert died.returncode == -signal.SIGKILL, died.stderr[-3000:]
+    """Checkpoints after 3, 6, … steps, scores after 4, 8, …: what step 4 scored before the kill is scored again.
+
+    By a process of its own, as a user would start it.
+    """
+    assert_kills_itself(toy, tmp_path, "broken", "checkpoints.every=3")
     broken = tmp_path / "broken"
     assert lines(broken) == 5
     assert "step_4" in json.loads((broken / "scores.json").read_text())["arithmetic"]
     assert [p.name for p in (broken / "checkpoints").glob("step-*")] == ["step-000003"]
-    finished(toy, tmp_path, "broken", "checkpoints.every=3", "--resume")
+    words = arguments(toy, tmp_path, "broken", "checkpoints.every=3", "--resume")
+    subprocess.run([sys.executable, "-m", "opd", *words], cwd=ROOT, env=environment(), check=True, timeout=300)
     assert_same(broken, unbroken)
     said, rows = summary(broken), [json.loads(line) for line in (broken / "metrics.jsonl").read_text().splitlines()]
     assert said["resumed_from"] == 3
