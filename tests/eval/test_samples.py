@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -20,7 +18,7 @@ from opd.batch import Prompt, Rollout
 from opd.distributed import Ranks
 from opd.errors import RunError
 from opd.rollout.engine import Completion, RolloutEngine
-from tests.launching import ROOT, environment
+from tests.launching import ROOT, environment, forked, program, start
 from tests.test_prompts import words
 
 IDENTITY = {"weights": "a", "task": "arithmetic"}
@@ -119,24 +117,24 @@ def test_a_failed_rollout_is_an_answer_too(tmp_path, asked, tokenizer):
     assert {(s.text, s.tokens, s.finish) for s in SampleFile(path, IDENTITY, asked).read()} == {("", 0, "error")}
 
 
-def command(toy: Path, out: Path) -> list[str]:
+def arguments(toy: Path, out: Path) -> list[str]:
     words = ["--model", str(toy / "student"), "--tasks", "arithmetic", "--problems", "512", "--samples", "2"]
     words += ["--engine", "transformers", "--precision", "fp32", "--max-new-tokens", "30", "--out", str(out)]
-    return [sys.executable, "-m", "opd", "eval", *words]
+    return ["eval", *words]
 
 
 def test_a_killed_evaluation_ends_as_an_unbroken_one(toy, tmp_path):
-    run = {"cwd": ROOT, "env": environment(), "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    subprocess.run(command(toy, tmp_path / "whole"), check=True, timeout=200, **run)
-    process = subprocess.Popen(command(toy, tmp_path / "broken"), **run)
+    forked(program, environment(), "opd", arguments(toy, tmp_path / "whole"))
+    (process,) = start(program, environment(), "opd", arguments(toy, tmp_path / "broken")).processes
     deadline = time.monotonic() + 100
     while not (files := list(tmp_path.glob("broken/*/*/samples.jsonl"))) or files[0].read_bytes().count(b"\n") < 200:
-        assert process.poll() is None and time.monotonic() < deadline
+        assert process.is_alive() and time.monotonic() < deadline
         time.sleep(0.005)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     assert files[0].read_bytes().count(b"\n") < 1 + 512 * 2, "killed too late: nothing was left to do"
-    subprocess.run(command(toy, tmp_path / "broken"), check=True, timeout=200, **run)
+    words = arguments(toy, tmp_path / "broken")
+    subprocess.run([sys.executable, "-m", "opd", *words], cwd=ROOT, env=environment(), check=True, timeout=200)
     for name in ("samples.jsonl", "result.json"):
         (whole,), (broken,) = tmp_path.glob(f"whole/*/*/{name}"), tmp_path.glob(f"broken/*/*/{name}")
         ours, theirs = (path.read_text().replace(str(tmp_path), "") for path in (whole, broken))
