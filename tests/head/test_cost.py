@@ -1,13 +1,13 @@
 """What the head costs: every tensor that an operator makes is counted from birth to death, and every product."""
 
 import weakref
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from opd.head.cost import (
@@ -31,7 +31,7 @@ from opd.head.weights import HeadWeights, HiddenStates
 from opd.objectives import OBJECTIVES
 from opd.objectives.base import ChosenObjective, Objective, RowsObjective
 
-SHAPE = HeadShape(rows=512, hidden=64, teacher_hidden=96, vocabulary=20_000, tile_bytes=8 << 20)
+SHAPE = HeadShape(rows=512, hidden=64, teacher_hidden=96, vocabulary=10_000, tile_bytes=4 << 20)
 SMALL_TILE = replace(SHAPE, tile_bytes=2 << 20)
 """Several slabs in every mode."""
 ONE_SLAB = replace(SHAPE, rows=300, tile_bytes=150 << 20)
@@ -43,7 +43,7 @@ KINDS = {
 }
 every_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
 every_shape = pytest.mark.parametrize(
-    "shape", [SHAPE, replace(SMALL_TILE, vocabulary=10_000), ONE_SLAB], ids=["slabs", "small_tile", "one_slab"]
+    "shape", [SHAPE, SMALL_TILE, ONE_SLAB], ids=["slabs", "small_tile", "one_slab"]
 )
 EACH = [[cls()] for cls in OBJECTIVES.values()]
 OTHERS = [
@@ -86,8 +86,13 @@ class Allocations(TorchDispatchMode):
         self.now -= size
 
 
-def _tensors(tree) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+def _tensors(tree) -> Iterator[Tensor]:
+    """torch's own walk over trees knows more kinds of them, and takes longer than the operators."""
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, (tuple, list, dict)):
+        for branch in tree.values() if isinstance(tree, dict) else tree:
+            yield from _tensors(branch)
 
 
 class Moved(TorchDispatchMode):
@@ -219,7 +224,7 @@ def test_what_the_formula_leaves_out_takes_a_few_strips(name, known, settings):
     [
         HeadShape(192, 16, 16, 256, tile_bytes=24 * 256 * 4 * LIVE_TILES),
         HeadShape(12, 16, 16, 2048, tile_bytes=24 * 256 * 4 * LIVE_TILES),
-        HeadShape(2, 64, 64, 256, tile_bytes=1),
+        HeadShape(2, 64, 64, 64, tile_bytes=1),
     ],
     ids=["many_rows", "large_vocabulary", "large_head"],
 )
@@ -234,7 +239,7 @@ def test_whole_rows_stay_within_the_formula(shape, objectives, kind):
 @pytest.mark.parametrize(("name", "known"), [("jsd", False), ("reverse_kl", True)])
 def test_the_peak_beside_the_heads_gradient_does_not_grow_with_the_vocabulary(name, known):
     peaks = []
-    for vocabulary in (5_000, 10_000, 20_000, 40_000):
+    for vocabulary in (5_000, 10_000, 20_000):
         shape = replace(SHAPE, vocabulary=vocabulary, tile_bytes=5 << 20)
         gradient = 4 * vocabulary * shape.hidden
         peaks.append(peak_of_loss(shape, [OBJECTIVES[name]()], known=known) - gradient)
