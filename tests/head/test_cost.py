@@ -42,9 +42,7 @@ KINDS = {
     "bf16_frozen": {"itemsize": 2, "trains_head": False},
 }
 every_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
-every_shape = pytest.mark.parametrize(
-    "shape", [SHAPE, SMALL_TILE, ONE_SLAB], ids=["slabs", "small_tile", "one_slab"]
-)
+every_shape = pytest.mark.parametrize("shape", [SHAPE, SMALL_TILE, ONE_SLAB], ids=["slabs", "small_tile", "one_slab"])
 EACH = [[cls()] for cls in OBJECTIVES.values()]
 OTHERS = [
     [OBJECTIVES["reverse_kl"](teacher_top=5)],
