@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -78,7 +79,15 @@ class Evaluation:
         start = to.with_name("student_start")
         if who in ("teacher", start.name) or not start.exists() or len(answers) < 2:
             return result.score
-        return result.score | {"gain": asdict(compare(result.flexible, read_result(start).flexible))}
+        before = read_result(start)
+        if asked_otherwise := [k for k, v in self.asked.identity().items() if before.identity.get(k) != v]:
+            warnings.warn(
+                f"no gain over the start: it was asked otherwise ({', '.join(asked_otherwise)}; a template that writes "
+                "today's date does this on another day)",
+                stacklevel=2,
+            )
+            return result.score
+        return result.score | {"gain": asdict(compare(result.flexible, before.flexible))}
 
 
 @dataclass(frozen=True)

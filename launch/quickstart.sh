@@ -15,9 +15,9 @@ export TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"  # models this small gain nothing from a second thread, and lose much on busy cores
 nvidia-smi -L 2> /dev/null | grep -q '^GPU ' || export DS_ACCELERATOR=cpu
 export PATH="$PWD/.venv/bin:$PATH"
-echo "1/3 a teacher and a student, made once a seed (about a minute and a half)"
+echo "1/3 a teacher and a student, made once a seed (two to seven minutes)"
 python recipes/quickstart/make_models.py --seed "$seed"
 echo "2/3 everything that can be checked before a model loads"
 python -m opd doctor "$recipe" "${pair[@]}" "${changes[@]}"
-echo "3/3 distil: 240 steps, scored before, during and after (about three minutes)"
+echo "3/3 distil: 240 steps, scored before, during and after (three to eight minutes)"
 accelerate launch --config_file launch/accelerate/cpu-1.yaml -m opd train "$recipe" "${pair[@]}" "$@"

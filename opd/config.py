@@ -213,7 +213,7 @@ class Recipe(Record):
     seed: int = 0
     """Keys every draw of the run."""
     stop_after_skips: PositiveInt = 3
-    """Non-finite steps in a row after which the run stops (each is skipped on every rank)."""
+    """Skipped steps in a row (not finite on some rank, or without a token to train on) after which the run stops."""
     evaluate: EvaluateSettings | None = None
     """Null evaluates nothing."""
     metrics: MetricSettings = MetricSettings()
@@ -231,6 +231,14 @@ class Recipe(Record):
     def _recorded_rollouts_have_no_seed(self) -> Recipe:
         if self.rollout.type == "recorded" and not self.rollout.seeded:
             raise ValueError("'rollout.seeded' has no effect on recorded rollouts; remove it")
+        return self
+
+    @model_validator(mode="after")
+    def _no_engine_has_no_settings(self) -> Recipe:
+        if not self.samples and (given := self.rollout.for_vllm):
+            raise ValueError(
+                f"'rollout.{given[0]}' has no effect: recorded rollouts without evaluate start no engine; remove it"
+            )
         return self
 
     @model_validator(mode="after")
@@ -302,6 +310,11 @@ class Recipe(Record):
         if len(self._layers) > 1:
             raise ValueError(f"terms read the middle layers {self._layers}, and a step reads one; give all the same")
         return self
+
+    @property
+    def samples(self) -> bool:
+        """Whether the run starts an engine: for rollouts, or for held-out problems."""
+        return self.rollout.type != "recorded" or self.evaluate is not None
 
     @property
     def layer_share(self) -> float | None:

@@ -99,7 +99,7 @@ class Ranks:
 
 @dataclass(frozen=True)
 class Update:
-    """What became of a step: whether it was skipped (non-finite), and the gradient's global norm before clipping."""
+    """What became of a step: whether it was skipped, and the gradient's global norm before clipping."""
 
     skipped: bool
     grad_norm: float
@@ -137,10 +137,13 @@ class Trainer:
         self.engine.set_gradient_accumulation_boundary(is_boundary=last)
         self.engine.backward(loss * self.ranks.count)
 
-    def update(self, lr: float) -> Update:
-        """One optimizer step at this learning rate, or none on any rank if a loss or gradient was not finite on one."""
+    def update(self, lr: float, *, idle: bool = False) -> Update:
+        """One optimizer step at this learning rate, or none on any rank if a loss or gradient was not finite on one.
+
+        idle: nothing was trained on, and Adam's momentum and weight decay are not to move weights by themselves.
+        """
         finite, self._finite = self.ranks.agree(bool(self._finite)), True
-        if not finite:
+        if idle or not finite:
             self._discard_gradient()
             return Update(skipped=True, grad_norm=float("nan"))
         for group in self.engine.optimizer.param_groups:
@@ -159,6 +162,8 @@ class Trainer:
             getattr(optimizer, held, {}).clear()
         if self.zero_stage in (1, 2):
             optimizer.micro_step_id = -1  # its step resets this; an offloaded optimizer would add to the old gradient
+            if optimizer.cpu_offload:
+                optimizer.reset_cpu_buffers()  # in bf16 it remembers the overflow, and would skip the next step too
 
     @property
     def zero_stage(self) -> int:

@@ -23,7 +23,7 @@ from opd import schedules
 from opd.arithmetic import precision_warning
 from opd.attention import check_attention, check_packing, settle_attention
 from opd.batch import Prompt, Rollout
-from opd.config import EvaluateSettings, PromptSettings, Recipe
+from opd.config import EvaluateSettings, PromptSettings, Recipe, StudentSettings
 from opd.distributed import elsewhere, is_main_process, local_world_size, world_size
 from opd.errors import DataError, EngineError, ModelError, RecipeError
 from opd.head.statistics import STATISTICS
@@ -31,6 +31,7 @@ from opd.hub import check_access, check_base
 from opd.lora import check_adapters, rate_warning, serving_warning
 from opd.models import (
     DTYPES,
+    architecture,
     dropout_rates,
     empty_model,
     load_config,
@@ -39,14 +40,14 @@ from opd.models import (
     token_count,
     training_context,
 )
-from opd.prompts import PromptSet, load_prompts, template_warning
+from opd.prompts import PromptSet, load_prompts, other_template_warning, template_warning
 from opd.rollout.check import check_engine, check_experts, check_room, check_sleep, check_tensor_parallel
 from opd.rollout.engine import RolloutEngine
 from opd.rollout.files import read_rollouts, recorded_temperature, step_file
 from opd.schedules import warmup_warning
 from opd.stop import StopTokens, stops_of
 from opd.teacher.check import check_tokenizers, check_vocabularies
-from opd.teacher.placement import Placement, check_weights, place_head
+from opd.teacher.placement import Placement, check_rounding, check_weights, place_head
 from opd.ulysses import check_shared_sequences
 
 
@@ -120,6 +121,7 @@ def check(recipe: Recipe, make_evaluation: MakeEvaluation) -> Checked:
         serving_warning(configs[0], adapted=adapted),
         precision_warning(recipe.precision),
         template_warning(recipe.prompts, tokenizer),
+        other_template_warning(recipe.prompts, *tokenizers),
         login_warning(recipe.metrics.trackers),
     )
     return Checked(
@@ -137,10 +139,13 @@ def check(recipe: Recipe, make_evaluation: MakeEvaluation) -> Checked:
 def check_models(recipe: Recipe, configs: list[Any]) -> None:
     """RecipeError, ModelError or EngineError for what the student's and the teacher's architectures can't do."""
     student = recipe.student
+    check_rounding(recipe, configs[1])
     check_quantization(configs[0], student.model)
     check_dropout(configs[0], student.model)
-    check_experts(recipe.rollout, configs[0], student.model)
-    check_sleep(recipe.rollout, configs[0], student.model)
+    check_checkpointing(student, configs[0])
+    if recipe.samples:
+        check_experts(recipe.rollout, configs[0], student.model)
+        check_sleep(recipe.rollout, configs[0], student.model)
     if student.lora is not None:
         check_adapters(empty_model(configs[0]), student.lora, student)
     in_engine = [student, *([recipe.teacher] if recipe.evaluate is not None and recipe.evaluate.teacher else [])]
@@ -324,6 +329,14 @@ def check_dropout(config: Any, model: str) -> None:
         )
 
 
+def check_checkpointing(student: StudentSettings, config: Any) -> None:
+    """ModelError if activations are to be made anew, and transformers' class of the student can't."""
+    if student.gradient_checkpointing and not architecture(config).supports_gradient_checkpointing:
+        raise ModelError(
+            f"transformers has no gradient checkpointing for {student.model!r}; remove student.gradient_checkpointing"
+        )
+
+
 def wanted_packages(recipe: Recipe) -> dict[str, str]:
     """Optional packages that the recipe asks for, with the setting that does."""
     wanted = {tracker: f"metrics.trackers names {tracker}" for tracker in recipe.metrics.trackers}
@@ -381,7 +394,8 @@ def check_machine(recipe: Recipe) -> None:
             "student.gradient_checkpointing is offload, which moves block inputs from a GPU to the host, and there is "
             f"no GPU; {elsewhere()}set it to true"
         )
-    check_engine(recipe.rollout)
+    if recipe.samples:
+        check_engine(recipe.rollout)
     for tool, package in {"c++": "g++ (a C++ compiler)", "ninja": "ninja"}.items():
         if not shutil.which(tool) and not (Path(sys.executable).parent / tool).exists():
             raise EngineError(f"DeepSpeed compiles at its first start and finds no {tool!r} on PATH; install {package}")

@@ -36,7 +36,7 @@ class HubSettings(Record):
     repo: str = Field(pattern=r"^\w[\w.-]*/\w[\w.-]*$")
     """user/name or organisation/name; new, or without a file."""
     private: bool = True
-    """Whether a new repository is private."""
+    """Whether the repository is private: a new one is made so, an empty one must be so already."""
     part: Part = "model"
     """model (with student.lora the adapter), merged (of student.lora.merge) or best (of evaluate.every)."""
 
@@ -70,7 +70,7 @@ def check_access(hub: HubSettings) -> None:
         raise HubError(f"{own[0]!r} can't upload {hub.repo!r} to the hub; write {'/… or '.join(own)}/…")
     if who.get("auth", {}).get("accessToken", {}).get("role") == "read":
         raise HubError(f"the token of {own[0]!r} only reads, and {hub.repo!r} is to be written; log in with another")
-    _head(api, hub.repo)
+    _head(api, hub)
 
 
 def push(run: Path, hub: HubSettings) -> str:
@@ -87,10 +87,10 @@ def push(run: Path, hub: HubSettings) -> str:
     check_base(hub, student["model"], adapted=bool(student.get("lora")))
     check_access(hub)
     try:
-        head = _head(api, hub.repo)
+        head = _head(api, hub)
         if head is None:
             api.create_repo(hub.repo, private=hub.private)
-            head = _head(api, hub.repo)
+            head = _head(api, hub)
         # The parent makes the hub refuse if anything was written there meanwhile.
         api.upload_folder(
             repo_id=hub.repo,
@@ -118,16 +118,24 @@ def _client() -> Any:
     return HfApi(library_name="opd")
 
 
-def _head(api: Any, repo: str) -> str | None:
-    """The commit of an empty repository, None where there is none; HubError for one with files."""
+def _head(api: Any, hub: HubSettings) -> str | None:
+    """The commit of an empty repository, None where there is none; HubError for one with files, or seen by others."""
     from huggingface_hub.errors import RepositoryNotFoundError
 
     try:
-        found = api.model_info(repo)
+        found = api.model_info(hub.repo)
     except RepositoryNotFoundError:
         return None
     except Exception as error:
-        raise HubError(f"can't look at {repo!r} on the hub ({reason_of(error)}); try again") from error
+        raise HubError(f"can't look at {hub.repo!r} on the hub ({reason_of(error)}); try again") from error
     if files := sorted({file.rfilename for file in found.siblings or []} - MADE_WITH_A_REPOSITORY):
-        raise HubError(f"{repo!r} on the hub holds {files[0]} already, and nothing is overwritten; give another name")
+        raise HubError(
+            f"{hub.repo!r} on the hub holds {files[0]} already, and nothing is overwritten; give another name"
+        )
+    if bool(found.private) != hub.private:
+        raise HubError(
+            f"{hub.repo!r} on the hub is {'private' if found.private else 'public'}, and this upload is to be "
+            f"{'private' if hub.private else 'public'}; change it there, give another name, or set hub.private "
+            "(opd push: --public)"
+        )
     return found.sha

@@ -96,7 +96,7 @@ def _engine(recipe: Recipe, weights: int) -> dict[str, int]:
     """What samples beside the trainer: nothing, nothing while vLLM sleeps on a GPU, its share of a GPU, or a copy."""
     rollout = recipe.rollout
     is_vllm = rollout.type != "recorded" and engine_type(rollout) == "vllm"
-    if rollout.type == "recorded" and not recipe.evaluate:
+    if not recipe.samples:
         return {}
     if _is_on_gpu(recipe):
         return {} if rollout.sleep else {"engine": _gpu_share(recipe)}

@@ -38,7 +38,7 @@ METRICS: dict[str, tuple[str, str]] = {
     "loss": ("nats", "sum of the terms, each a mean over its own retained tokens of the step"),
     "lr": ("", "learning rate of the step"),
     "grad_norm": ("", "global norm of the gradient before clipping; null in a skipped step"),
-    "skipped": ("0 or 1", "the step was not finite on some rank and changed nothing on any"),
+    "skipped": ("0 or 1", "the step changed nothing on any rank: not finite on some, or without a token to train on"),
     "reward": ("share", "mean reward of all graded rollouts, chosen or not; null where the recipe names no answers"),
     "tokens": ("tokens", "trained tokens of the step, C"),
     "length": ("tokens", "mean sampled tokens of a rollout"),

@@ -240,8 +240,7 @@ def rotates_by_sections(config: Any) -> bool:
 
 
 def dropout_rates(config: Any) -> dict[str, float]:
-    """Settings of the configuration that name a dropout rate above 0."""
+    """Settings of the configuration that name a rate above 0 at which activations or layers are dropped."""
     values = text_config(config).to_dict()
-    return {
-        k: v for k, v in values.items() if ("dropout" in k or k.endswith("pdrop")) and isinstance(v, float) and v > 0
-    }
+    named = {k: v for k, v in values.items() if "dropout" in k or k.endswith(("pdrop", "layerdrop"))}
+    return {k: v for k, v in named.items() if isinstance(v, float) and v > 0}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -30,7 +31,7 @@ def with_reward_advantage(recipe: Recipe, table: TokenTable) -> TokenTable:
     """The table with group-normalised rewards as advantages, where the recipe asks for them."""
     if recipe.advantage != "reward":
         return table
-    return replace(table, advantage_B=group_normalised(table.reward_B, table.group_B))
+    return _among_sampled(group_normalised, table, table.reward_B)
 
 
 def with_ratio_advantage(recipe: Recipe, table: TokenTable) -> TokenTable:
@@ -38,7 +39,14 @@ def with_ratio_advantage(recipe: Recipe, table: TokenTable) -> TokenTable:
     if recipe.advantage != "log_ratio":
         return table
     ratio_B = table.mean_by_rollout(table["teacher_logprob"] - table["student_logprob"])
-    return replace(table, advantage_B=group_centred(ratio_B, table.group_B))
+    return _among_sampled(group_centred, table, ratio_B)
+
+
+def _among_sampled(advantages: Callable[[Tensor, Tensor], Tensor], table: TokenTable, score_B: Tensor) -> TokenTable:
+    """The table with these advantages; 0 for rollouts without a token (failed ones), which no mean counts."""
+    found, advantage_B = table.length_B > 0, torch.zeros_like(score_B)
+    advantage_B[found] = advantages(score_B[found], table.group_B[found])
+    return replace(table, advantage_B=advantage_B)
 
 
 def chosen_rollouts(recipe: Recipe, table: TokenTable, index: int) -> Int[Tensor, " B"]:
@@ -47,8 +55,8 @@ def chosen_rollouts(recipe: Recipe, table: TokenTable, index: int) -> Int[Tensor
 
 
 def chooses_late(recipe: Recipe) -> bool:
-    """Whether rollouts can be chosen only once the teacher has scored them."""
-    return recipe.advantage == "log_ratio" and "advantage" in recipe.rollout_selection.needs
+    """Whether rollouts are chosen once the teacher has scored them: an advantage is of all rollouts of a prompt."""
+    return recipe.advantage == "log_ratio" and recipe.rollout_selection.type != "all"
 
 
 def counts_before(recipe: Recipe, lengths: list[int]) -> list[int] | None:

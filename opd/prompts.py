@@ -197,6 +197,25 @@ def template_warning(settings: PromptSettings, tokenizer: PreTrainedTokenizerBas
     )
 
 
+def other_template_warning(
+    settings: PromptSettings, student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase
+) -> str | None:
+    """A line where the teacher's own chat template writes a prompt otherwise than the student's, by which both read."""
+    try:
+        ours, theirs = (
+            student.decode(render("?", each, system=settings.system, template_settings=settings.chat_template_kwargs))
+            for each in (student, teacher)
+        )
+    except DataError:
+        return None  # the student's is refused elsewhere; a teacher without one has no other
+    if ours == theirs:
+        return None
+    return (
+        f"warning: the teacher's own chat template writes {theirs!r} where the student's, which both read here, writes "
+        f"{ours!r}; its scores by its own template are not what is distilled (prompts.system can make them agree)"
+    )
+
+
 def completion_text(tokenizer: PreTrainedTokenizerBase, token_ids: list[int]) -> str:
     """What a completion says: special tokens left out, but for the marks of a thought, which the grader reads."""
     marks = tokenizer.convert_tokens_to_ids([THOUGHTS_BEGIN, THOUGHTS_END])

@@ -24,6 +24,7 @@ from typing import Any, TextIO
 
 from opd.config import Recipe
 from opd.errors import RunError
+from opd.hub import push_command
 from opd.metrics import PHASES, Metrics
 from opd.recipe_text import dump_recipe, load_recipe
 
@@ -32,7 +33,11 @@ SCORE_FILE = "score.json"
 CHANGEABLE = (
     "name:",
     "student.gradient_checkpointing:",
+    "teacher.offload:",
     "rollout.kv_cache_mib:",
+    "rollout.gpu_memory_share:",
+    "rollout.sleep:",
+    "rollout.sleep_level:",
     "token_budget:",
     "tile_mib:",
     "checkpoints.",
@@ -234,7 +239,10 @@ def open_run(recipe: Recipe, *, recipe_path: str, runs: Path, resume: bool) -> R
             f"name={beside.name} to continue the folder where it lies"
         )
     if (path / "summary.json").exists():
-        raise RunError(f"run {str(path)!r} is finished: nothing is left to resume; start a new one under another name=")
+        upload = f", and `{push_command(path, recipe.hub)}` uploads its model" if recipe.hub else ""
+        raise RunError(
+            f"run {str(path)!r} is finished{upload}: nothing is left to resume; start a new one under another name="
+        )
     if not (path / "recipe.yaml").exists():
         raise RunError(f"{str(path)!r} is no folder of a run: it has no recipe.yaml; choose another name=")
     folder.refuse_another(recipe)

@@ -103,7 +103,7 @@ def step(run: Run, recipe: Recipe, rollouts: list[Rollout], index: int) -> StepR
     else:
         table, plans, loss = train_in_one_pass(run, work, counts)
     with run.clock("train"):
-        update = run.trainer.update(recipe.optimizer.lr)
+        update = run.trainer.update(recipe.optimizer.lr, idle=not any(p.count for p in plans))
     weights = [p.weight_C for p in plans]
     metrics = rollout_metrics(
         replace(work.everything, advantage_B=table.advantage_B) if chooses_late(recipe) else work.everything,

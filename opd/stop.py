@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from opd.config import Recipe
 from opd.errors import DataError
+from opd.models import load_config, text_config
 
 ANOTHER_PROTOCOL = ("<|eom_id|>", "<|call|>", "<|observation|>")
 """Declared end tokens that mean something else than the end of an answer (a tool is to be called)."""
@@ -64,15 +65,14 @@ def stops_of(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, teacher: PreTra
 
 
 def stop_tokens(tokenizer: PreTrainedTokenizerBase, model: str, revision: str | None = None) -> list[int]:
-    """The ids that end a turn: the tokenizer's, and those of the model's generation config."""
+    """The ids that end a turn: the tokenizer's, and those of the model's generation config, or else of its config."""
     from transformers import GenerationConfig
 
-    ids = {tokenizer.eos_token_id}
     try:
         declared = GenerationConfig.from_pretrained(model, revision=revision).eos_token_id
-        ids |= set(declared if isinstance(declared, list) else [declared])
     except OSError:
-        pass
+        declared = getattr(text_config(load_config(model, revision)), "eos_token_id", None)
+    ids = {tokenizer.eos_token_id, *(declared if isinstance(declared, list) else [declared])}
     if not (found := sorted(i for i in ids if i is not None)):
         raise DataError(f"the tokenizer of {model!r} declares no end token; set eos_token in its folder")
     return found

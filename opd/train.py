@@ -13,9 +13,9 @@ from opd import checkpoint, distributed, schedules
 from opd.batch import REFERENCE, Rollout
 from opd.config import Recipe
 from opd.doctor import Checked
-from opd.errors import RunError, TrainingError
+from opd.errors import HubError, RunError, TrainingError, UploadError
 from opd.evaluation import evaluate_student, evaluate_teacher, export
-from opd.hub import push
+from opd.hub import push, push_command
 from opd.memory import memory_lines
 from opd.metrics import Clock, objective_metrics, repetitive
 from opd.parts import (
@@ -106,7 +106,7 @@ def build(checked: Checked, folder: RunFolder, *, resume: bool) -> Parts:
     clock = Clock()
     evaluate_teacher(checked, folder, ranks, clock)
     with clock("start"):
-        models = load_models(checked, ranks, samples=recipe.rollout.type != "recorded" or bool(recipe.evaluate))
+        models = load_models(checked, ranks, samples=recipe.samples)
         reference = None
         if REFERENCE in recipe.needs:
             reference = LocalTeacher(load_frozen(checked, ranks, recipe.student))
@@ -230,7 +230,7 @@ def log_step(parts: Parts, outcome: StepResult, index: int) -> None:
 
 
 def stop_if_lost(parts: Parts, rollouts: list[Rollout], index: int, skips: int) -> None:
-    """TrainingError after several non-finite steps in a row, with the last one's rollouts saved."""
+    """TrainingError after several skipped steps in a row, with the last one's rollouts saved."""
     if skips < parts.checked.recipe.stop_after_skips:
         return
     path = parts.folder.path / "nonfinite.jsonl"
@@ -238,8 +238,8 @@ def stop_if_lost(parts: Parts, rollouts: list[Rollout], index: int, skips: int) 
         write_rollouts(path, rollouts)
     parts.run.ranks.barrier()
     raise TrainingError(
-        f"{skips} steps in a row were not finite, the last is step {index + 1}; its rollouts are in {path}; "
-        "lower optimizer.lr, or look for broken weights or data"
+        f"{skips} steps in a row were not finite or had no token to train on, the last is step {index + 1}; its "
+        f"rollouts are in {path}; lower optimizer.lr, or look for broken weights, data or rollouts"
     )
 
 
@@ -272,5 +272,9 @@ def finish(parts: Parts, *, resumed_from: int) -> dict[str, Any]:
 
 def upload(parts: Parts) -> None:
     """The model to the hub, where the recipe asks for it; UploadError in one line, which says how to go on."""
-    if parts.run.recipe.hub is not None:
-        print(f"hub   {push(parts.folder.path, parts.run.recipe.hub)}", flush=True)
+    if (hub := parts.run.recipe.hub) is None:
+        return
+    try:
+        print(f"hub   {push(parts.folder.path, hub)}", flush=True)
+    except HubError as error:
+        raise UploadError(f"the run is whole, and `{push_command(parts.folder.path, hub)}` goes on: {error}") from error

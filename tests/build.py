@@ -229,7 +229,7 @@ class GivenLogits(Trainer):
     def backward(self, loss: Tensor, *, last: bool) -> None:
         loss.backward()
 
-    def update(self, lr: float) -> Update:
+    def update(self, lr: float, *, idle: bool = False) -> Update:
         return Update(skipped=False, grad_norm=0.0)
 
     def step(self, recipe: Recipe, rollouts: list[Rollout]) -> StepResult:

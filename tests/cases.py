@@ -215,7 +215,7 @@ class PlainTrainer(Trainer):
         self.backwards += 1
         loss.backward()
 
-    def update(self, lr: float) -> Update:
+    def update(self, lr: float, *, idle: bool = False) -> Update:
         return Update(skipped=False, grad_norm=0.0)
 
 

@@ -29,7 +29,8 @@ EVERY_CASE = pytest.mark.skipif(os.environ.get("EVERY_CASE") != "1", reason="EVE
 
 def environment() -> dict[str, str]:
     """One thread a rank, no hub but one that HF_ENDPOINT names, and none of this process's own rank variables."""
-    own = {k: v for k, v in os.environ.items() if k not in {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT"}}
+    ranked = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT"}
+    own = {k: v for k, v in os.environ.items() if k not in ranked}
     offline = "0" if "HF_ENDPOINT" in own else "1"
     return own | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "HF_HUB_OFFLINE": offline, "PYTHONPATH": str(ROOT)}
 
@@ -51,6 +52,7 @@ def _launched(rank: int, variables: dict[str, str], module: str, arguments: tupl
 
 def program(_: int, variables: dict[str, str], module: str, arguments: Sequence[str]) -> None:
     """`python -m MODULE ARGUMENTS` in this process."""
+    os.environ.clear()
     os.environ.update(variables)
     sys.argv = [module, *arguments]
     gc.freeze()  # what is imported need not be looked through again and again
@@ -76,10 +78,11 @@ def start(work: Callable[..., None], *arguments: object, ranks: int = 1) -> Proc
     return start_processes(work, arguments, ranks, join=False, start_method="forkserver")
 
 
-def stage_file(tmp: Path, stage: int) -> Path:
-    """DeepSpeed's settings for a ZeRO stage."""
+def stage_file(tmp: Path, stage: int, *, offload: bool = False) -> Path:
+    """DeepSpeed's settings for a ZeRO stage, its optimizer in main memory or not."""
     zero = {"stage": stage, "reduce_bucket_size": 1000}  # less than a model here, and than some of its parameters
     zero |= {"stage3_param_persistence_threshold": 0} if stage == 3 else {}
+    zero |= {"offload_optimizer": {"device": "cpu"}} if offload else {}
     settings = {"zero_optimization": zero, "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1}
     config = tmp / f"zero{stage}.json"
     config.write_text(json.dumps(settings))

@@ -13,11 +13,14 @@ from typing import Any
 
 import pytest
 import yaml
+from transformers import BioGptConfig, LlamaConfig, OpenAIGPTConfig
 
 from opd.batch import Rollout
 from opd.cli import main
-from opd.doctor import login_warning
-from opd.models import load_tokenizer
+from opd.config import StudentSettings
+from opd.doctor import check_checkpointing, login_warning
+from opd.errors import ModelError
+from opd.models import dropout_rates, load_tokenizer
 from opd.prompts import load_prompts
 from opd.recipe_text import load_recipe, parse_recipe
 from opd.rollout.files import write_rollouts
@@ -69,6 +72,10 @@ OVERRIDES = {
     "ignored floor": ("optimizer={schedule: linear, min_lr_share: 0.1}", ["'min_lr_share'", "'linear'", "remove"]),
     "ignored share": ("loss.0.select={type: soft_or, choose: gate, keep: 0.3}", ["'keep'", "no effect", "remove"]),
     "path of no record": ("rollout.path=x", ["'path'", "recorded", "both or neither"]),
+    "an engine's setting and no engine": (
+        "rollout={type: recorded, path: x, tensor_parallel: 2}",
+        ["'rollout.tensor_parallel' has no effect", "recorded rollouts without evaluate start no engine", "remove it"],
+    ),
     "budget below a rollout": ("token_budget=31", ["token_budget 31", "16", "= 32", "raise it to 32"]),
     "beyond the context": ("prompts.max_tokens=120", ["student", "128 tokens", "= 136", "lower"]),
     "unknown task": ("evaluate.task=gsm9k", ["no task 'gsm9k'", "gsm8k, arithmetic"]),
@@ -374,6 +381,18 @@ def test_a_teacher_of_another_tokenizer_is_refused(command, recipe, refused, toy
 @BOTH
 def test_a_vocabulary_smaller_than_the_tokenizer_is_refused(command, recipe, refused, toy):
     contains(refused(command, write(recipe), f"student.model={configured(toy, vocab_size=5)}"), "student", "5", "17")
+
+
+def test_a_model_that_can_not_make_activations_anew_is_not_asked_to():
+    asked = StudentSettings(model="m", gradient_checkpointing=True)
+    with pytest.raises(ModelError, match=r"no gradient checkpointing for 'm'; remove student\.gradient_checkpointing"):
+        check_checkpointing(asked, OpenAIGPTConfig())
+    check_checkpointing(StudentSettings(model="m"), OpenAIGPTConfig())
+    check_checkpointing(asked, LlamaConfig())
+
+
+def test_layers_that_are_dropped_are_dropout_too():
+    assert dropout_rates(BioGptConfig(layerdrop=0.1))["layerdrop"] == 0.1
 
 
 @BOTH

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from opd import distributed
 from tests import cases
-from tests.launching import ROOT, accelerate
+from tests.launching import ROOT, accelerate, stage_file
 from tests.workers.pieces import LONG, long_rollouts
 from tests.workers.ranks import BF16, OPTIMIZER
 
@@ -178,6 +178,11 @@ def steps(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return tmp, shape[0] == "tied"
 
 
+def test_a_step_without_a_token_changes_nothing(steps: tuple[Path, bool]):
+    left = torch.load(steps[0] / "steps.pt")
+    assert left["skipped"] and all(torch.equal(left["idle"][name], weight) for name, weight in left["start"].items())
+
+
 def test_weights_decay_in_matrices_alone(steps: tuple[Path, bool]):
     left = torch.load(steps[0] / "steps.pt")
     share = 1 - OPTIMIZER["lr"] * OPTIMIZER["weight_decay"]
@@ -230,10 +235,12 @@ def test_steps_with_the_optimizer_in_main_memory_are_those_without_any_sharding(
         (2, "bf16", "adapted tied"),
         (3, "fp32", "adapted untied"),
         pytest.param(OFFLOAD, "bf16", "tied", id="offload-bf16-tied"),
+        pytest.param("2-offload", "bf16", "tied", id="2-offload-bf16-tied"),
     ],
 )
 def test_a_step_that_is_not_finite_on_one_rank_changes_nothing_on_any(stage, precision, shape, tmp_path: Path):
     """And a checkpoint between steps gives back all that trains; adapters' checkpoints hold nothing else."""
+    stage = stage_file(tmp_path, 2, offload=True) if stage == "2-offload" else stage
     work(tmp_path, "nonfinite", precision, *shape.split(), ranks=2, stage=stage)
     stored = [torch.load(file, weights_only=False) for file in (tmp_path / "after-0").rglob("*model_states.pt")]
     if "adapted" in shape:

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from opd.distributed import Ranks
-from opd.evaluation import evaluate_student, fixed_text, is_best
+from opd.evaluation import evaluate_student, evaluate_teacher, fixed_text, is_best
 from opd.rollout.engine import RolloutEngine, Sampling
 from opd.run import SCORE_FILE, RunFolder
 from tests import cases
@@ -50,6 +50,16 @@ def scored(tmp_path: Path, scores: list[float], every: int) -> dict[str, torch.T
     assert [s["score"] for s in found.values()] == scores
     best = parts.folder.best / "model.safetensors"
     return load_file(best) if best.exists() else {}
+
+
+def test_the_teachers_engine_has_its_gpu_for_itself(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("opd.evaluation.engine_for", lambda *given: asked.append(given[-1]) or RolloutEngine(Ranks()))
+    parts = parts_of(cases.recipe(evaluate={"task": "arithmetic", "fixed_text": 0}), tmp_path / "run", lambda *_: [])
+    checked = replace(parts.checked, teacher_evaluation=Scores([1.0]))
+    evaluate_teacher(checked, parts.folder, Ranks(), parts.run.clock)
+    assert asked == [checked.recipe.rollout.alone] and not asked[0].sleep
+    assert parts.folder.scores()["arithmetic"]["teacher"]["score"] == 1.0
 
 
 def test_trackers_are_told_of_scores_at_the_step_that_they_are_of(tmp_path):

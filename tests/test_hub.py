@@ -27,6 +27,7 @@ class Hub(HTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Requests)
         self.repos: dict[str, dict[str, bytes]] = {}
+        self.public: set[str] = set()
         self.created: list[dict[str, Any]] = []
         self.role, self.breaks, self.meanwhile = "write", False, None
         self.address = f"http://127.0.0.1:{self.server_port}"
@@ -47,8 +48,9 @@ class Requests(BaseHTTPRequestHandler):
         repo = self.path.removeprefix("/api/models/")
         if repo not in self.server.repos:
             return self.answer({"error": "Repository not found"}, 404, "RepoNotFound")
-        files = self.server.repos[repo]
-        self.answer({"id": repo, "sha": f"{len(files):040x}", "siblings": [{"rfilename": f} for f in files]})
+        files, siblings = self.server.repos[repo], [{"rfilename": f} for f in self.server.repos[repo]]
+        private = repo not in self.server.public
+        self.answer({"id": repo, "sha": f"{len(files):040x}", "siblings": siblings, "private": private})
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
@@ -56,6 +58,8 @@ class Requests(BaseHTTPRequestHandler):
             asked = json.loads(body)
             repo = f"{asked.get('organization') or 'ann'}/{asked['name']}"
             self.server.created.append(asked)
+            if asked.get("private") is False or asked.get("visibility") == "public":
+                self.server.public.add(repo)
             self.server.repos[repo] = {".gitattributes": b""}
             return self.answer({"url": f"http://{self.headers['Host']}/{repo}", "name": repo, "id": repo})
         if "/preupload/" in self.path:
@@ -154,6 +158,20 @@ def test_what_is_there_is_never_overwritten(hub: Hub, run: Path):
     assert "adapter_config.json" in hub.repos["ann/empty"] and hub.created == []
 
 
+def test_nothing_goes_into_an_empty_repository_that_others_see_unless_it_may(hub: Hub, run: Path):
+    hub.repos |= {"ann/seen": {}, "ann/own": {}}
+    hub.public.add("ann/seen")
+    for repo, private, words in (
+        ("ann/seen", True, "is public.* be private"),
+        ("ann/own", False, "is private.* be public"),
+    ):
+        for refused in (check_access, lambda settings: push(run, settings)):
+            with pytest.raises(HubError, match=f"'{repo}' on the hub {words}"):
+                refused(HubSettings(repo=repo, private=private))
+    push(run, HubSettings(repo="ann/seen", private=False))
+    assert hub.repos["ann/own"] == {} and hub.repos["ann/seen"].keys() > {"README.md"}
+
+
 def test_what_was_written_meanwhile_is_not_overwritten_either(hub: Hub, run: Path):
     hub.meanwhile = {"README.md": b"somebody else's"}
     with pytest.raises(UploadError, match="was not uploaded"):
@@ -168,7 +186,7 @@ def test_an_upload_that_breaks_off_says_what_goes_on_and_that_does(hub: Hub, run
     assert f"`opd push {run} ann/late --part merged --public` goes on" in str(error.value)
     assert error.value.exit_code == 1 and "\n" not in str(error.value)
     hub.breaks = False
-    push(run, HubSettings(repo="ann/late", part="merged"))
+    push(run, HubSettings(repo="ann/late", part="merged", private=False))
     assert hub.repos["ann/late"]["README.md"] == b"# model/merged"
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM
 
 from opd.distributed import free_port
@@ -217,10 +218,19 @@ def test_ranks_that_share_the_teachers_head_train_as_those_that_hold_it_whole(to
     assert all(line["skipped"] == 0 and line["gap"] < 0.05 for line in lines["by_vocabulary"])
 
 
+def tracked(run: Path, name: str) -> dict[int, float]:
+    """What TensorBoard's files below a run hold of a number, by step."""
+    found = {}
+    for folder in {path.parent for path in run.rglob("events.out.tfevents*")}:
+        events = EventAccumulator(str(folder)).Reload()
+        found |= {e.step: e.value for e in events.Scalars(name)} if name in events.Tags()["scalars"] else {}
+    return found
+
+
 @pytest.mark.engine
 @pytest.mark.parametrize(("configuration", "precision"), [("cpu-1", "bf16"), ("cpu-2-zero3", "fp32")])
 def test_the_main_job_runs_to_its_end(configuration: str, precision: str, toy: Path, tmp_path: Path):
-    done = launched(toy, tmp_path, configuration, f"precision={precision}")
+    done = launched(toy, tmp_path, configuration, f"precision={precision}", "metrics.trackers=[tensorboard]")
     assert done.returncode == 0, done.stderr[-3000:]
     assert "student, end" in done.stdout
     run = tmp_path / "run"
@@ -231,6 +241,7 @@ def test_the_main_job_runs_to_its_end(configuration: str, precision: str, toy: P
     assert [line["step"] for line in lines] == [1, 2, 3]
     assert all(line["gap"] < 0.05 for line in lines), "the engine does not follow the trainer"
     assert all(line["skipped"] == 0 and line["grad_norm"] > 0 for line in lines)
+    assert sorted(tracked(run, "loss")) == [1, 2, 3] and set(tracked(run, "evaluate/arithmetic")) == {0, 3}
     exported, start = load_file(run / "model" / "model.safetensors"), load_file(toy / "student" / "model.safetensors")
     assert exported.keys() == start.keys()
     AutoModelForCausalLM.from_pretrained(run / "model")

@@ -18,6 +18,7 @@ from opd.plan import (
     pays,
     plan,
     with_ratio_advantage,
+    with_reward_advantage,
 )
 from opd.selection import SELECTORS
 from opd.step import needed_statistics
@@ -76,6 +77,16 @@ def test_only_dense_objectives_need_no_table(name):
 
 def test_an_advantage_from_the_teacher_is_never_known_before():
     assert counts_before(recipe(KL, **LATE), LENGTHS) is None
+
+
+def test_a_rollout_without_a_token_has_no_part_in_an_advantage():
+    reads = recipe(dense({"type": "d3s"}), **LATE)
+    columns = {"student_logprob": torch.zeros(6), "teacher_logprob": torch.full((6,), -0.3)}
+    table = token_table([2, 2, 2, 0], columns)
+    assert with_ratio_advantage(reads, table).advantage_B.tolist() == [0, 0, 0, 0]
+    graded = replace(table, reward_B=torch.tensor([1.0, 1.0, 1.0, 0.0]))
+    rewarded = recipe(dense({"type": "d3s"}), advantage="reward")
+    assert with_reward_advantage(rewarded, graded).advantage_B.tolist() == [0, 0, 0, 0]
 
 
 def test_draws_are_keyed_by_step_and_selector():
@@ -179,10 +190,12 @@ def test_the_gradient_of_micro_batches_adds_up_to_that_of_the_step():
 @pytest.mark.parametrize("advantage", ["reward", "log_ratio"])
 @pytest.mark.parametrize("selector", ["max_variance", "random"])
 def test_rollouts_are_chosen_late_only_where_the_teacher_must_speak_first(advantage, selector):
+    """At random too: a mean over those that train alone would leave a prompt's only one without an advantage."""
     chosen = recipe(
         dense({"type": "d3s"}), advantage=advantage, rollout_selection={"type": selector, "keep_rollouts": 2}
     )
-    assert chooses_late(chosen) == (advantage == "log_ratio" and selector == "max_variance")
+    assert chooses_late(chosen) == (advantage == "log_ratio")
+    assert not chooses_late(recipe(dense({"type": "d3s"}), advantage=advantage))
 
 
 def late(*terms: dict):

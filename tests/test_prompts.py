@@ -1,5 +1,6 @@
 """Prompts: what the model reads, which rows are dropped and counted, and in which order epochs give them."""
 
+import copy
 import json
 from collections import Counter
 from pathlib import Path
@@ -15,7 +16,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from opd.batch import Prompt
 from opd.config import PromptSettings
 from opd.errors import DataError
-from opd.prompts import PromptSet, completion_text, load_prompts, render, template_warning
+from opd.prompts import PromptSet, completion_text, load_prompts, other_template_warning, render, template_warning
 
 TEMPLATE = "{% for m in messages %}{{ '<pad>' if m['role'] == 'system' else '<unk>' }}{{ m['content'] }}{% endfor %}"
 GENERATION = "{% if add_generation_prompt %}={% endif %}{{ note or '' }}"
@@ -66,6 +67,16 @@ def test_messages_whose_text_comes_in_parts_are_read_and_other_parts_named(token
     for parts in ([{"type": "image", "url": "x"}], [None]):
         with pytest.raises(DataError, match=r"row 1: column 'question' holds .*a list of chat messages of text"):
             asked(*parts)
+
+
+def test_a_teacher_with_another_chat_template_is_said(tokenizer):
+    teacher, settings = copy.deepcopy(tokenizer), PromptSettings(path="p.jsonl")
+    assert other_template_warning(settings, tokenizer, teacher) is None
+    teacher.chat_template = "0" + TEMPLATE + GENERATION
+    line = other_template_warning(settings, tokenizer, teacher)
+    assert line.startswith("warning: the teacher's own chat template writes '0") and "\n" not in line
+    teacher.chat_template = None
+    assert other_template_warning(settings, tokenizer, teacher) is None
 
 
 def test_settings_that_a_template_does_not_read_are_said(tokenizer):

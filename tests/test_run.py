@@ -79,12 +79,17 @@ def test_a_resumed_run_may_change_what_changes_no_result(folder, recipe):
     for key, value in {
         "token_budget": 32768,
         "tile_mib": 75,
+        "student": recipe.student.model_dump() | {"gradient_checkpointing": True},
+        "teacher": recipe.teacher.model_dump() | {"offload": True},
+        "rollout": recipe.rollout.model_dump() | {"kv_cache_mib": 64, "gpu_memory_share": 0.2, "sleep_level": 2},
         "checkpoints": {"every": 5, "keep": 2},
         "metrics": {"trackers": ["tensorboard"], "rollouts": 1},
         "hub": {"repo": "me/mine"},
     }.items():
         changed = parse_recipe(recipe.model_dump() | {key: value})
         assert open_run(changed, recipe_path="r.yaml", runs=folder.path.parent, resume=True).can_resume, key
+    awake = parse_recipe(recipe.model_dump() | {"rollout": recipe.rollout.model_dump() | {"sleep": False}})
+    assert open_run(awake, recipe_path="r.yaml", runs=folder.path.parent, resume=True).can_resume
     with pytest.raises(RunError, match="full_every: 10 → 5"):
         changed = parse_recipe(recipe.model_dump() | {"metrics": {"full_every": 5, "rollouts": 1}})
         open_run(changed, recipe_path="r.yaml", runs=folder.path.parent, resume=True)

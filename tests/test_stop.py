@@ -38,7 +38,7 @@ class TorchTrainer(cases.PlainTrainer):
         super().__init__(student)
         self.optimizer = torch.optim.AdamW(student.parameters(), weight_decay=0.0)
 
-    def update(self, lr: float) -> Update:
+    def update(self, lr: float, *, idle: bool = False) -> Update:
         self.optimizer.param_groups[0]["lr"] = lr
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -139,6 +139,11 @@ def test_stop_tokens_are_the_tokenizers_and_the_generation_configs(toy, tmp_path
     assert stop_tokens(tokenizer, str(toy / "student")) == [tokenizer.eos_token_id]
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [5, 1]}))
     assert stop_tokens(tokenizer, str(tmp_path)) == [1, 5]
+    config = json.loads((toy / "student" / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"eos_token_id": [3, 6]}))
+    assert stop_tokens(tokenizer, str(tmp_path)) == [1, 5]
+    (tmp_path / "generation_config.json").unlink()
+    assert stop_tokens(tokenizer, str(tmp_path)) == sorted({tokenizer.eos_token_id, 3, 6}), "as vLLM reads it"
     tokenizer.eos_token = None
     (tmp_path / "generation_config.json").write_text("{}")
     with pytest.raises(DataError, match="no end token"):

@@ -15,10 +15,11 @@ from opd.batch import Rollout
 from opd.config import Recipe
 from opd.distributed import Ranks, Update
 from opd.doctor import Checked
-from opd.errors import RunError, TrainingError
+from opd.errors import HubError, RunError, TrainingError, UploadError
 from opd.metrics import METRICS
-from opd.parts import Parts
+from opd.parts import Models, Parts
 from opd.prompts import PromptSet
+from opd.rollout.engine import RolloutEngine
 from opd.rollout.files import read_rollouts, recorded_temperature, step_file
 from opd.rollout.source import Source
 from opd.run import RunFolder
@@ -39,7 +40,7 @@ class MainTrainer(cases.PlainTrainer):
         self.accelerator = SimpleNamespace(log=lambda metrics, step: None, trackers=[])
         self.ranks, self.lost, self.steps = Ranks(), lost, 0
 
-    def update(self, lr: float) -> Update:
+    def update(self, lr: float, *, idle: bool = False) -> Update:
         self.steps += 1
         skipped = self.steps in self.lost
         return Update(skipped, grad_norm=float("nan") if skipped else 1.0)
@@ -66,6 +67,23 @@ def drifted(gap: float) -> list[Rollout]:
     model = cases.model(1, hidden=16)
     own = [reference.sampled(reference.log_probs(model, r), r).tolist() for r in cases.rollouts()]
     return [replace(r, logprobs=[x - gap for x in xs]) for r, xs in zip(cases.rollouts(), own, strict=True)]
+
+
+def test_ranks_share_sequences_as_asked_and_a_sleeping_engine_follows_the_trained_weights(tmp_path, monkeypatch):
+    """What no run on one CPU shows: the one is a matter of memory, the other of sleep_level 2."""
+    recipe, given = cases.recipe(sequence_parallel_size=2), []
+    models = Models(RolloutEngine(Ranks()), cases.frozen(), cases.student(recipe))
+    accelerator = SimpleNamespace(device="cpu", state=SimpleNamespace(deepspeed_plugin=SimpleNamespace(zero_stage=1)))
+    monkeypatch.setattr(main_job.distributed, "start", lambda *_, **__: accelerator)
+    monkeypatch.setattr(main_job.distributed, "Ranks", lambda *asked: given.append(asked) or Ranks())
+    monkeypatch.setattr(main_job.distributed, "Trainer", lambda *_: MainTrainer(recipe, set()))
+    for name in ("start_trackers", "announce", "evaluate_teacher", "check_self_distillation"):
+        monkeypatch.setattr(main_job, name, lambda *_: None)
+    monkeypatch.setattr(main_job, "source_for", lambda *_: lambda settings, step: [])
+    monkeypatch.setattr(main_job, "load_models", lambda *_, **__: models)
+    checked = parts_of(recipe, tmp_path / "other", lambda *_: []).checked
+    parts = main_job.build(checked, RunFolder(tmp_path / "run"), resume=False)
+    assert given == [("cpu", 2)] and models.engine.weights_of == parts.run.trainer.student.weights
 
 
 @pytest.mark.parametrize(
@@ -105,12 +123,26 @@ def test_losing_steps_in_a_row_ends_the_run_and_a_resumed_run_goes_on_counting(i
         with pytest.raises(KeyboardInterrupt):
             train(checked, folder, resume=False)
         assert folder.skips() == 2
-    with pytest.raises(TrainingError, match="3 steps in a row were not finite, the last is step 6"):
+    with pytest.raises(TrainingError, match=r"3 steps in a row were not finite or had no .* the last is step 6"):
         train(checked, folder, resume=interrupted)
     assert [line["skipped"] for line in folder.metrics()] == [0, 1, 0, 1, 1, 1]
     assert [line["grad_norm"] for line in folder.metrics()] == [1, None, 1, None, None, None]
     assert read_rollouts(folder.path / "nonfinite.jsonl") == cases.rollouts(5)
     assert not (folder.path / "summary.json").exists()
+
+
+def test_a_hub_that_fails_when_the_run_ends_leaves_it_whole_and_says_what_goes_on(tmp_path, monkeypatch):
+    parts = parts_of(cases.recipe(hub={"repo": "ann/x", "private": False}), tmp_path / "run", lambda *_: [])
+
+    def push(*_) -> None:
+        raise HubError("can't log in")
+
+    monkeypatch.setattr(main_job, "push", push)
+    with pytest.raises(
+        UploadError, match=r"whole, and `opd push \S+/run ann/x --public` goes on: can't log in"
+    ) as said:
+        main_job.upload(parts)
+    assert said.value.exit_code == 1
 
 
 def test_a_step_takes_its_ramps_values_and_logs_them(tmp_path: Path):

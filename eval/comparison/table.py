@@ -28,14 +28,14 @@ def table(results: dict[str, Any]) -> str:
 def caption(results: dict[str, Any]) -> str:
     """What the table's cells mean, and what the runs' own spread could show."""
     tests = [t for arm in results["arms"].values() for by in arm["against"].values() for t in by.items() if "p" in t[1]]
-    seen = {m: [t["detectable"] for measure, t in tests if measure == m] for m in MEASURES}
+    seen = {m: [t["detectable"] for measure, t in tests if measure == m and t["detectable"]] for m in MEASURES}
     text = (
         "Mean ± standard error over seeds (start and teacher: over problems); differences are paired by seed, with "
         f"their 95 % interval and the p of a paired t-test, Holm-corrected over all {len(tests)} tests of the table. "
         "Arms of one seed have a difference only. Each seed has its own fixed text, which most of the error of a mean "
         "reverse KL comes from, and none of a difference. "
     )
-    if tests:
+    if all(seen.values()):
         middle = {measure: sorted(found)[len(found) // 2] for measure, found in seen.items()}
         text += (
             "By these runs' own spread a true difference of "
@@ -66,4 +66,6 @@ def _test(test: dict[str, float] | None, scale: float, digits: int) -> str:
     if "p" not in test:
         return shown
     p = "p < 0.001" if test["p_holm"] < 0.001 else f"p = {test['p_holm']:.3f}"
+    if not test["detectable"]:  # no spread, no interval
+        return f"{shown}, {p}"
     return f"{shown} [{scale * test['low']:+.{digits}f}, {scale * test['high']:+.{digits}f}], {p}"

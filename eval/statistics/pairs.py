@@ -27,11 +27,16 @@ class Paired:
 
 
 def paired(ours: Sequence[float], theirs: Sequence[float]) -> Paired:
-    """Compare two arms, pair by pair (at least two); without any spread p is 1 for no difference, and 0 for one."""
+    """Compare two arms, pair by pair (at least two).
+
+    Without any spread (but rounding's) there is no t: p is 1 for no difference, else that of n fair coins that fall
+    alike, 2/2ⁿ; the interval then has no width and detectable is 0, and neither says anything.
+    """
     differences = np.subtract(ours, theirs)
     mean, spread = float(differences.mean()), float(differences.std(ddof=1))
-    if spread == 0:
-        return Paired(mean, mean, mean, float(mean == 0), 0.0)
+    if spread <= 1e-9 * max(1.0, abs(mean)):
+        p = 1.0 if abs(mean) <= 1e-9 else 2.0 ** (1 - len(differences))
+        return Paired(mean, mean, mean, p, 0.0)
     test = stats.ttest_rel(ours, theirs)
     low, high = test.confidence_interval(1 - ALPHA)
     return Paired(mean, float(low), float(high), float(test.pvalue), detectable(spread, len(differences)))

@@ -49,7 +49,8 @@ def check_tensor_parallel(settings: RolloutSettings, config: Any, model: str) ->
             f"rollout.tensor_parallel {parts} does not divide the {local_world_size()} ranks of this machine; "
             "launch a multiple of it, or set it to 1"
         )
-    heads = read.num_attention_heads
+    if not (heads := getattr(read, "num_attention_heads", 0)):
+        raise RecipeError(f"{model!r} has no attention heads to cut; set rollout.tensor_parallel to 1")
     keys, widths = (
         of_layers(config, "num_key_value_heads") or [heads],
         of_layers(config, "intermediate_size") or [parts],
@@ -100,8 +101,8 @@ def check_room(settings: RolloutSettings, config: Any, teacher: str, dtype: torc
     if held + LEAST_CACHE > share * card:
         raise EngineError(
             f"evaluate.teacher asks for an engine of {teacher!r}, whose weights take {held / 1e9:.0f} GB of each "
-            f"of its GPUs ({parts}), and {share:.0%} of one are {share * card / 1e9:.0f}; set evaluate.teacher=false "
-            "(opd eval can score it elsewhere), or raise rollout.tensor_parallel"
+            f"of its GPUs ({parts}), and {share:.0%} of one are {share * card / 1e9:.0f}; set evaluate.teacher=false, "
+            "or raise rollout.tensor_parallel"
         )
 
 

@@ -82,7 +82,7 @@ class TransformersEngine(RolloutEngine):
 
     def _seed_of(self, request: Request) -> int:
         self.drawn += 1
-        return seed_for("unseeded", self.seed, self.drawn) if request.seed is None else request.seed
+        return seed_for("unseeded", self.seed, self.version, self.drawn) if request.seed is None else request.seed
 
 
 def draw(logits_BV: Tensor, sampling: Sampling, generators: list[torch.Generator]) -> tuple[Tensor, Tensor]:

@@ -24,7 +24,9 @@ class D3S(ScaledSelector):
     """Score |A|·H_S, A the rollout's advantage, top share over the whole batch. D³S, arXiv 2509.22115.
 
     Confident-but-wrong tokens score ≈ 0, so others are offered: |A|·soft_or, or entropy, divergence and random alone.
-    With one A a rollout, `per: rollout` makes |A| irrelevant.
+    With one A a rollout, `per: rollout` makes |A| irrelevant. Where A = 0 (a prompt's rollouts are all right, or all
+    wrong) every token scores 0, and of places that are left the earliest in the table get them: a ramp of keep that
+    ends high trains on such prompts.
     """
 
     type: Literal["d3s"] = "d3s"

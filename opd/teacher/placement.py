@@ -11,7 +11,7 @@ from opd.config import Recipe
 from opd.distributed import device_type, elsewhere
 from opd.errors import RecipeError
 from opd.head.cost import HeadShape, rank_bytes, tile_bytes_of
-from opd.models import DTYPES, text_config
+from opd.models import DTYPES, empty_model, text_config
 from opd.teacher.settings import LocalTeacherSettings
 
 WORTH_BYTES = 1 << 30
@@ -46,6 +46,17 @@ def check_weights(settings: LocalTeacherSettings, ranks: int) -> None:
         raise RecipeError(
             "'teacher.offload: true' has no effect without a GPU: all weights are in main memory anyway; "
             f"{elsewhere()}remove it"
+        )
+
+
+def check_rounding(recipe: Recipe, config: Any) -> None:
+    """RecipeError for a teacher in parts of which transformers keeps something in fp32 that ZeRO-3 rounds to bf16."""
+    if recipe.teacher.shard != "zero3" or recipe.precision != "bf16":
+        return
+    if kept := sorted(empty_model(config)._keep_in_fp32_modules_strict):
+        raise RecipeError(
+            f"'teacher.shard: zero3' would round {kept[0]} of {recipe.teacher.model!r} to bf16, which transformers "
+            "keeps in fp32; set teacher.shard=none, or precision: fp32"
         )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from opd.errors import EngineError
 from opd.report.trackers import COLUMNS, TABLES, leaves, log_samples, start_settings, start_trackers
@@ -36,24 +37,29 @@ def tracked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
-    def run(name: str) -> RunFolder:
+    def run(name: str, steps: tuple[int, ...] = (0, 1)) -> RunFolder:
         recipe = cases.recipe(metrics={"trackers": [name], "rollouts": 2, "full_every": 5}, steps=2)
         parts = parts_of(recipe, tmp_path / "mine", lambda rollout, step: cases.rollouts())
         accelerator = Accelerator(cpu=True, log_with=[name], project_dir=str(parts.folder.path))
         start_trackers(accelerator, recipe, parts.folder)
         parts.run.trainer.accelerator = SimpleNamespace(log=accelerator.log, trackers=accelerator.trackers)
-        for index in range(2):
+        for index in steps:
             one_step(parts, index)
         accelerator.end_training()
+        AcceleratorState._reset_state(True)
         return parts.folder
 
-    yield run
-    AcceleratorState._reset_state(True)
+    return run
+
+
+def test_tensorboard_forgets_the_steps_that_a_resumed_run_makes_again(tracked):
+    folder = tracked("tensorboard")
+    (folder.checkpoints / "step-000001").mkdir(parents=True)
+    tracked("tensorboard", steps=(1,))
+    assert [event.step for event in EventAccumulator(str(folder.path / "opd")).Reload().Scalars("loss")] == [1, 2]
 
 
 def test_tensorboard_holds_scalars_and_one_table(tracked):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
     folder = tracked("tensorboard")
     events = EventAccumulator(str(folder.path / "opd"))
     events.Reload()

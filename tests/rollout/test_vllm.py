@@ -104,6 +104,14 @@ def test_at_level_1_only_weights_wake_for_new_ones():
         assert told(engine) == ["wake weights kv_cache", "generate", "sleep 1"]
 
 
+def test_an_engine_that_may_not_sleep_never_does():
+    engine, request = engine_at(1, sleep=False), Request(Prompt(0, [1, 3]), 0, None)
+    assert engine.llm.settings["enable_sleep_mode"] is False
+    engine.load(made("llama", 0).named_parameters(), 1)
+    engine.sample([request], GREEDY)
+    assert told(engine) == ["reload", "generate"]
+
+
 def test_at_level_2_dropped_weights_come_anew_before_each_sampling():
     """Loaded weights are not streamed into an engine that would drop them: the next sampling takes the trainer's."""
     engine, request = engine_at(2), Request(Prompt(0, [1, 3]), 0, None)

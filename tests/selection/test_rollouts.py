@@ -112,10 +112,11 @@ def test_random_rollouts_are_uniform_and_follow_their_generator():
     assert (found_B / draws - 0.25).abs().max() < 4.5 * (0.25 * 0.75 / draws) ** 0.5
 
 
-def test_the_unlikely_rollouts_are_dropped_by_their_mean_a_token():
+def test_the_unlikely_rollouts_are_dropped_by_their_mean_a_token_and_first_those_without_one():
     table = replace(step_table(), sampler_logprob_C=torch.tensor([-1.0] * 3 + [-9.0] + [-1.0] * 5 + [-2.0] * 13))
-    assert ROLLOUT_SELECTORS["drop_unlikely"](share=0.125).choose(table, draw).tolist() == [0, 2, 3, 4, 5, 6, 7]
-    assert ROLLOUT_SELECTORS["drop_unlikely"](share=0.25).choose(table, draw).tolist() == [0, 2, 3, 4, 5, 6]
+    assert ROLLOUT_SELECTORS["drop_unlikely"](share=0.125).choose(table, draw).tolist() == [0, 1, 3, 4, 5, 6, 7]
+    assert ROLLOUT_SELECTORS["drop_unlikely"](share=0.25).choose(table, draw).tolist() == [0, 3, 4, 5, 6, 7]
+    assert ROLLOUT_SELECTORS["drop_unlikely"](share=0.375).choose(table, draw).tolist() == [0, 3, 4, 5, 6]
     assert ROLLOUT_SELECTORS["drop_unlikely"](share=0.1).choose(table, draw).tolist() == list(range(8))
 
 

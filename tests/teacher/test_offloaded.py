@@ -71,7 +71,7 @@ class Watching(cases.PlainTrainer):
         self.at_backward = self.teacher.is_here
         super().backward(loss, last=last)
 
-    def update(self, lr: float) -> cases.Update:
+    def update(self, lr: float, *, idle: bool = False) -> cases.Update:
         self.at_update = self.teacher.is_here
         return super().update(lr)
 

@@ -18,10 +18,11 @@ from opd.head.weights import HeadWeights
 from opd.objectives import OBJECTIVES
 from opd.student import SelectiveHead
 from opd.teacher.base import TeacherScores
-from opd.teacher.placement import Placement, place_head
+from opd.teacher.placement import Placement, check_rounding, place_head
 from opd.vocab_ranks import RankShard
 from tests import cases
 from tests.head.test_cost import Allocations
+from tests.test_architectures import FAMILIES
 
 
 def config(hidden: int, *, tied: bool = False, vocabulary: int = 128_256) -> LlamaConfig:
@@ -37,6 +38,17 @@ def recipe(head: str, name: str = "all", **more) -> Recipe:
 
 def placed(chosen: Recipe, *, ranks: int = 8, tied: bool = False) -> Placement:
     return place_head(chosen, config(4096), config(8192, tied=tied, vocabulary=128_000), ranks)
+
+
+def test_a_teacher_in_parts_keeps_its_precision():
+    """A router's bias of GLM-4-MoE: ZeRO-3 rounds even a buffer that asks for fp32."""
+    teacher = {"type": "local", "model": "teacher", "shard": "zero3"}
+    bf16 = cases.recipe(teacher=teacher, precision="bf16")
+    with pytest.raises(RecipeError, match=r"would round e_score_correction_bias of 'teacher' .*teacher\.shard=none"):
+        check_rounding(bf16, FAMILIES["glm4-moe"])
+    check_rounding(bf16, FAMILIES["llama"])
+    check_rounding(cases.recipe(teacher=teacher), FAMILIES["glm4-moe"])
+    check_rounding(cases.recipe(precision="bf16"), FAMILIES["glm4-moe"])
 
 
 def test_auto_cuts_a_large_head_over_few_tokens():

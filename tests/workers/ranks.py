@@ -1,6 +1,6 @@
 """Run by tests/test_distributed.py under `accelerate launch`: real DeepSpeed ranks on the shared cases.
 
-    python -m tests.workers.ranks gradients|nonfinite|steps PRECISION FOLDER SHAPE…
+    python -m tests.workers.ranks gradients|steps|several|nonfinite PRECISION FOLDER SHAPE…
 
 SHAPE: tied, untied, checkpointed, adapted (with adapters on every layer, untied on the head too), by_vocabulary,
 pieces (some cases once more, named pieces-…, by two ranks that share every sequence, a long one among them).
@@ -92,7 +92,7 @@ def gradient(run: Run, rollouts: list[Rollout]) -> tuple[StepResult, dict[str, t
     """A step in which no weight moves, and the full gradient of all that trains."""
     trainer, grads = run.trainer, {}
 
-    def update(lr: float) -> Update:
+    def update(lr: float, *, idle: bool = False) -> Update:
         for key, parameter in trained(trainer).items():
             grads[key] = safe_get_full_grad(parameter).clone()
         trainer._discard_gradient()
@@ -103,11 +103,14 @@ def gradient(run: Run, rollouts: list[Rollout]) -> tuple[StepResult, dict[str, t
 
 
 def steps(trainer: Trainer, ranks: Ranks, precision: str, folder: Path) -> None:
-    """A step whose gradient is 0, so that weights only decay; a real one, whose gradient is clipped; the export."""
+    """Steps without a token, idle and then as if not, that weights decay; one whose gradient is clipped; the export."""
     chosen = cases.recipe("soft_or_batch", token_budget=40, optimizer=OPTIMIZER)
     run = cases.run(chosen, trainer=trainer, dtype=DTYPES[precision], ranks=ranks)
-    found = {"start": weights(trainer)}
-    cases.taken(run, [r for r in cases.rollouts() if r.length == 0])
+    nothing = [r for r in cases.rollouts() if r.length == 0]
+    found = {"start": weights(trainer), "skipped": cases.taken(run, nothing).skipped, "idle": weights(trainer)}
+    trainer.update = lambda lr, *, idle: Trainer.update(trainer, lr)
+    cases.taken(run, nothing)
+    del trainer.update
     found["decayed"] = weights(trainer)
     found["grad_norm"] = cases.taken(run, cases.rollouts()).metrics["grad_norm"]
     found["end"] = weights(trainer)

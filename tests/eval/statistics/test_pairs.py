@@ -22,7 +22,16 @@ def test_paired_differences_by_hand():
 
 def test_differences_without_spread():
     assert paired([0.5, 0.6], [0.5, 0.6]).p == 1.0
-    assert paired([0.5, 0.75], [0.25, 0.5]).p == 0.0
+    assert paired([0.5, 0.75], [0.25, 0.5]).p == 0.5
+
+
+def test_equal_differences_of_coarse_scores_are_no_proof():
+    """Of 400 problems: one more in each of two seeds, whose differences rounding alone tells apart."""
+    ours, theirs = [0.9825, 0.985], [0.98, 0.9825]
+    assert 0 < np.std(np.subtract(ours, theirs)) < 1e-9, "or this is the case of no spread at all"
+    found = paired(ours, theirs)
+    assert (found.p, found.detectable) == (0.5, 0.0) and found.difference == pytest.approx(0.0025)
+    assert paired([0.5] * 5, [0.25] * 5).p == 1 / 16
 
 
 def test_the_detectable_difference_is_found_as_often_as_it_says():
