@@ -162,7 +162,7 @@ class Trainer:
             getattr(optimizer, held, {}).clear()
         if self.zero_stage in (1, 2):
             optimizer.micro_step_id = -1  # its step resets this; an offloaded optimizer would add to the old gradient
-            if optimizer.cpu_offload:
+            if getattr(optimizer, "cpu_offload", False):
                 optimizer.reset_cpu_buffers()  # in bf16 it remembers the overflow, and would skip the next step too
 
     @property
