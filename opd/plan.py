@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -31,21 +30,19 @@ def with_reward_advantage(recipe: Recipe, table: TokenTable) -> TokenTable:
     """The table with group-normalised rewards as advantages, where the recipe asks for them."""
     if recipe.advantage != "reward":
         return table
-    return _among_sampled(group_normalised, table, table.reward_B)
+    return replace(table, advantage_B=group_normalised(table.reward_B, table.group_B))
 
 
 def with_ratio_advantage(recipe: Recipe, table: TokenTable) -> TokenTable:
-    """The table with group-centred length-means of log p_T − log p_S as advantages, where the recipe asks for them."""
+    """The table with group-centred length-means of log p_T − log p_S as advantages, where the recipe asks for them.
+
+    Rollouts without a token (failed ones) have none: their advantage is 0, and they are in no mean.
+    """
     if recipe.advantage != "log_ratio":
         return table
     ratio_B = table.mean_by_rollout(table["teacher_logprob"] - table["student_logprob"])
-    return _among_sampled(group_centred, table, ratio_B)
-
-
-def _among_sampled(advantages: Callable[[Tensor, Tensor], Tensor], table: TokenTable, score_B: Tensor) -> TokenTable:
-    """The table with these advantages; 0 for rollouts without a token (failed ones), which no mean counts."""
-    found, advantage_B = table.length_B > 0, torch.zeros_like(score_B)
-    advantage_B[found] = advantages(score_B[found], table.group_B[found])
+    sampled_B, advantage_B = table.length_B > 0, torch.zeros_like(ratio_B)
+    advantage_B[sampled_B] = group_centred(ratio_B[sampled_B], table.group_B[sampled_B])
     return replace(table, advantage_B=advantage_B)
 
 

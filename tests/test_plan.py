@@ -18,7 +18,6 @@ from opd.plan import (
     pays,
     plan,
     with_ratio_advantage,
-    with_reward_advantage,
 )
 from opd.selection import SELECTORS
 from opd.step import needed_statistics
@@ -79,14 +78,11 @@ def test_an_advantage_from_the_teacher_is_never_known_before():
     assert counts_before(recipe(KL, **LATE), LENGTHS) is None
 
 
-def test_a_rollout_without_a_token_has_no_part_in_an_advantage():
+def test_a_rollout_without_a_token_has_no_part_in_an_advantage_from_the_teacher():
     reads = recipe(dense({"type": "d3s"}), **LATE)
     columns = {"student_logprob": torch.zeros(6), "teacher_logprob": torch.full((6,), -0.3)}
     table = token_table([2, 2, 2, 0], columns)
     assert with_ratio_advantage(reads, table).advantage_B.tolist() == [0, 0, 0, 0]
-    graded = replace(table, reward_B=torch.tensor([1.0, 1.0, 1.0, 0.0]))
-    rewarded = recipe(dense({"type": "d3s"}), advantage="reward")
-    assert with_reward_advantage(rewarded, graded).advantage_B.tolist() == [0, 0, 0, 0]
 
 
 def test_draws_are_keyed_by_step_and_selector():
