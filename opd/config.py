@@ -312,6 +312,15 @@ class Recipe(Record):
         return self
 
     @property
+    def rollouts_per_step(self) -> int:
+        """Rollouts of one optimizer step, over all ranks."""
+        return self.prompts_per_step * self.rollout.samples_per_prompt
+
+    def rollouts_per_data_rank(self, ranks: int) -> int:
+        """Rollouts of a step that one data rank trains on, at most."""
+        return -(-self.rollouts_per_step // (ranks // self.sequence_parallel_size))
+
+    @property
     def samples(self) -> bool:
         """Whether the run starts an engine: for rollouts, or for held-out problems."""
         return self.rollout.type != "recorded" or self.evaluate is not None

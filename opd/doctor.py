@@ -215,8 +215,7 @@ def check_recorded(recipe: Recipe, prompts: PromptSet, vocabulary: int) -> None:
 
 
 def _check_recorded_step(recipe: Recipe, path: Path, rollouts: list[Rollout], vocabulary: int) -> None:
-    per_step = recipe.prompts_per_step * recipe.rollout.samples_per_prompt
-    if len(rollouts) != per_step:
+    if len(rollouts) != (per_step := recipe.rollouts_per_step):
         raise DataError(
             f"{path} holds {len(rollouts)} rollouts, and a step wants prompts_per_step {recipe.prompts_per_step} × "
             f"rollout.samples_per_prompt {recipe.rollout.samples_per_prompt} = {per_step}; record with "
@@ -302,7 +301,7 @@ def check_ranks(recipe: Recipe) -> None:
             f"sequence_parallel_size {pieces} does not divide the number of processes, {ranks}; launch a multiple of "
             f"it (accelerate launch --num_processes {pieces}), or set sequence_parallel_size to a divisor"
         )
-    if ranks // pieces > (rollouts := recipe.prompts_per_step * recipe.rollout.samples_per_prompt):
+    if ranks // pieces > (rollouts := recipe.rollouts_per_step):
         raise RecipeError(
             f"{ranks // pieces} data ranks share the {rollouts} rollouts of a step (prompts_per_step × "
             "rollout.samples_per_prompt): a rank would be idle; raise one of these, or launch fewer processes"

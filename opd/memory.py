@@ -134,8 +134,8 @@ def activation_bytes(recipe: Recipe, *, ranks: int) -> int:
     gate keeps 2 I, one with adapters may keep I less, experts are left out; of blocks unlike each other the smallest
     counts.
     """
-    rollouts = -(-recipe.prompts_per_step * recipe.rollout.samples_per_prompt * recipe.sequence_parallel_size // ranks)
-    most = min(recipe.token_budget, rollouts * (recipe.prompts.max_tokens + recipe.rollout.max_new_tokens))
+    longest = recipe.prompts.max_tokens + recipe.rollout.max_new_tokens
+    most = min(recipe.token_budget, recipe.rollouts_per_data_rank(ranks) * longest)
     tokens = most // recipe.sequence_parallel_size
     config = load_config(recipe.student.model, recipe.student.revision)
     text = text_config(config)

@@ -96,10 +96,9 @@ def _obstacle(recipe: Recipe, teacher: Any, ranks: int) -> tuple[str, str] | Non
 
 def head_shape(recipe: Recipe, student: Any, teacher: Any, ranks: int) -> HeadShape:
     """The head's work in the largest micro-batch of a rank. student, teacher: the models' configurations."""
-    pieces = recipe.sequence_parallel_size
-    rollouts = -(-recipe.prompts_per_step * recipe.rollout.samples_per_prompt // (ranks // pieces))
+    most = recipe.rollouts_per_data_rank(ranks) * recipe.rollout.max_new_tokens
     return HeadShape(
-        rows=min(-(-recipe.token_budget // pieces), rollouts * recipe.rollout.max_new_tokens),
+        rows=min(-(-recipe.token_budget // recipe.sequence_parallel_size), most),
         hidden=text_config(student).hidden_size,
         teacher_hidden=text_config(teacher).hidden_size,
         vocabulary=text_config(teacher).vocab_size,
