@@ -103,8 +103,8 @@ SETTINGS = [
 ]
 
 
-PARTITIONS = [[0, *inner, V] for parts in range(4) for inner in combinations(range(1, V), parts)]
-"""All 176 into at most four parts."""
+PARTITIONS = [[0, *inner, V] for parts in range(3) for inner in combinations(range(1, V), parts)]
+"""All 56 into at most three parts."""
 
 
 @pytest.mark.parametrize(
