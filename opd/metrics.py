@@ -64,7 +64,7 @@ METRICS: dict[str, tuple[str, str]] = {
     "reverse_kl": ("nats", "KL(S‖T), mean over all trained tokens of this step's rollouts"),
     "forward_kl": ("nats", "KL(T‖S), mean over all trained tokens of this step's rollouts"),
     "sampled_reverse_kl": ("nats", "log p_S − log p_T of the sampled token, mean"),
-    "gap": ("nats", "absolute difference of the sampled token's log p, engine − trainer, mean: rises when weights are not in sync"),
+    "gap": ("nats", "absolute difference of the sampled token's log p, engine − trainer, mean: rises without sync"),
     "gap_p99": ("nats", "the same, 99th percentile"),
     "Q1": ("share", "tokens with ĥ and δ̂ above metrics.quadrant_cuts: unsure, and the teacher disagrees (TIP)"),
     "Q2": ("share", "ĥ above its cut only: unsure, and the teacher agrees"),
