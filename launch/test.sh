@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that review asks: lint, format, all tests (real vLLM and DeepSpeed ranks among them). Under 15 minutes.
+# Everything that review asks: lint, format, all tests (real vLLM and DeepSpeed ranks among them). 12 to 20 minutes on two cores.
 #   bash launch/test.sh                  bash launch/test.sh tests/head -k gradient
 set -euo pipefail
 cd "$(dirname "$0")/.."
