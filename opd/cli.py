@@ -116,7 +116,9 @@ def push(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
     repo: Annotated[str, typer.Argument(help="user/name on the hub; new, or without a file.")],
     part: Annotated[Part, typer.Option(help="merged: of student.lora.merge; best: of evaluate.every.")] = "model",
-    public: Annotated[bool, typer.Option("--public", help="Of a new repository. Default: private.")] = False,
+    public: Annotated[
+        bool, typer.Option("--public", help="Of a new repository, and of an empty one. Default: private.")
+    ] = False,
 ) -> None:
     """Upload a finished run's model with its card to the Hugging Face hub; never over anything that is there."""
     from pydantic import ValidationError

@@ -317,7 +317,7 @@ class Recipe(Record):
         return self.prompts_per_step * self.rollout.samples_per_prompt
 
     def rollouts_per_data_rank(self, ranks: int) -> int:
-        """Rollouts of a step that one data rank trains on, at most."""
+        """Rollouts of a step that one data rank trains on, where all are alike in length."""
         return -(-self.rollouts_per_step // (ranks // self.sequence_parallel_size))
 
     @property

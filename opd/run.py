@@ -172,7 +172,7 @@ class RunFolder:
             return json.loads(file.readline())
 
     def skips(self) -> int:
-        """Non-finite steps in a row up to now."""
+        """Skipped steps in a row up to now."""
         flags = [line["skipped"] for line in self.metrics()]
         return len(flags) - max((i + 1 for i, skipped in enumerate(flags) if not skipped), default=0)
 

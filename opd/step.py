@@ -104,12 +104,11 @@ def step(run: Run, recipe: Recipe, rollouts: list[Rollout], index: int) -> StepR
         table, plans, loss = train_in_one_pass(run, work, counts)
     with run.clock("train"):
         update = run.trainer.update(recipe.optimizer.lr, idle=not any(p.count for p in plans))
-    weights = [p.weight_C for p in plans]
-    metrics = rollout_metrics(
-        replace(work.everything, advantage_B=table.advantage_B) if chooses_late(recipe) else work.everything,
-        work.everyone,
-        stop=run.stop,
-    )
+    everything = work.everything
+    if recipe.advantage == "log_ratio":
+        everything = replace(everything, advantage_B=table.advantage_B)
+    metrics = rollout_metrics(everything, work.everyone, stop=run.stop)
+    trained, table, weights = what_trained(work, table, [p.weight_C for p in plans])
     metrics |= token_metrics(table, weights, cuts=recipe.metrics.quadrant_cuts)
     metrics |= {
         "loss": float(run.ranks.sum(loss)) + chosen_loss(recipe.loss, plans),
@@ -118,7 +117,20 @@ def step(run: Run, recipe: Recipe, rollouts: list[Rollout], index: int) -> StepR
         "skipped": float(update.skipped),
         "rollouts_kept": training_share(table, weights, of=len(rollouts)),
     }
-    return StepResult(metrics, work.rollouts, table, weights, update.skipped)
+    return StepResult(metrics, trained, table, weights, update.skipped)
+
+
+def what_trained(
+    work: Work, table: TokenTable, weights: list[Tensor]
+) -> tuple[list[Rollout], TokenTable, list[Tensor]]:
+    """The rollouts that train, their table and their weights: of a late choice, cut to what was chosen."""
+    if not chooses_late(work.recipe):
+        return work.rollouts, table, weights
+    kept = chosen_rollouts(work.recipe, table, work.index)
+    rows_c = torch.isin(table.rollout_C, kept).nonzero().squeeze(-1)
+    rollouts = [work.rollouts[i] for i in kept.tolist()]
+    chosen = token_table(rollouts, table.reward_B[kept], table.advantage_B[kept])
+    return rollouts, chosen.with_statistics(table.rows(rows_c).statistics), [w[rows_c] for w in weights]
 
 
 def prepare(run: Run, recipe: Recipe, rollouts: list[Rollout], index: int) -> Work:

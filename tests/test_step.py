@@ -93,6 +93,22 @@ def test_the_order_of_rollouts_in_a_step_does_not_matter(name: str):
     assert cases.relative_error(cases.gradients(other.trainer.student), cases.gradients(run.trainer.student)) < 1e-12
 
 
+def test_where_rollouts_are_chosen_late_a_step_tells_of_those_that_train():
+    run = cases.run(cases.recipe("d3s_by_ratio"))
+    outcome = cases.taken(run, cases.rollouts())
+    assert len(outcome.rollouts) == 6 < len(cases.rollouts())
+    tokens = [token for rollout in outcome.rollouts for token in rollout.completion]
+    assert outcome.table.token_id_C.tolist() == tokens and outcome.metrics["tokens"] == len(tokens)
+    assert {len(weight_C) for weight_C in outcome.weights} == {len(tokens)}
+    assert all(column.shape[0] == len(tokens) for column in outcome.table.statistics.values())
+
+
+@pytest.mark.parametrize("chosen", [{}, {"rollout_selection": {"type": "all"}}], ids=["widest", "all"])
+@pytest.mark.parametrize("name", ["d3s", "d3s_by_ratio"])
+def test_the_advantage_is_a_metric_wherever_there_is_one(name: str, chosen: dict):
+    assert cases.taken(cases.run(cases.recipe(name, **chosen)), cases.rollouts()).metrics["advantage"] > 0
+
+
 def test_a_step_of_empty_rollouts_pays_nothing():
     run = cases.run(cases.recipe("soft_or_batch"))
     outcome = cases.taken(run, [r for r in cases.rollouts() if r.length == 0])

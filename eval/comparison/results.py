@@ -20,7 +20,7 @@ def outcome(folder: Path) -> dict[str, Any]:
     lines = read_lines(folder / "metrics.jsonl")
     return {
         "tokens": sum(line["term0/tokens"] for line in lines),
-        "kept": float(np.mean([line["term0/kept"] for line in lines])),
+        "kept": float(np.mean([kept for line in lines if (kept := line["term0/kept"]) is not None])),
         "score": end["score"],
         "reverse_kl": end["fixed_text"]["reverse_kl"],
         "start": {"score": start["score"], "stderr": start["stderr"], "reverse_kl": start["fixed_text"]["reverse_kl"]},

@@ -29,7 +29,7 @@ def plot_run(folder: RunFolder, metrics: Lines, scores: dict[str, Any]) -> None:
         if points:
             middle.plot(*zip(*points, strict=True), "o-", label="fixed text of the start student")
     middle.set(title="reverse KL, nats a token", xlabel="step", ylim=(0, None))
-    full = [m for m in metrics if "Q1" in m]
+    full = [m for m in metrics if m.get("Q1") is not None]
     if full:
         names = ["Q1 unsure, disagree", "Q2 unsure, agree", "Q3 sure, disagree"]
         right.stackplot([m["step"] for m in full], *([m[n[:2]] for m in full] for n in names), labels=names, alpha=0.8)

@@ -161,6 +161,9 @@ def test_an_outcome_sums_the_tokens_that_were_trained_on(tmp_path):
     found = outcome(tmp_path / "full-0")
     assert (found["tokens"], found["kept"]) == (300.0, 0.5)
     assert found["start"]["score"] == 0.7 and 0.8 <= found["score"] < 0.9
+    with (tmp_path / "full-0" / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 3, "term0/tokens": 0.0, "term0/kept": None}) + "\n")
+    assert outcome(tmp_path / "full-0")["kept"] == 0.5, "a step without a token retains no share of them"
 
 
 def test_the_report_has_the_untrained_student_the_teacher_and_every_arm(tmp_path):
