@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from opd.config import Recipe
 from opd.errors import DataError
-from opd.models import load_config, text_config
+from opd.models import load_config
 
 ANOTHER_PROTOCOL = ("<|eom_id|>", "<|call|>", "<|observation|>")
 """Declared end tokens that mean something else than the end of an answer (a tool is to be called)."""
@@ -71,7 +71,7 @@ def stop_tokens(tokenizer: PreTrainedTokenizerBase, model: str, revision: str | 
     try:
         declared = GenerationConfig.from_pretrained(model, revision=revision).eos_token_id
     except OSError:
-        declared = getattr(text_config(load_config(model, revision)), "eos_token_id", None)
+        declared = GenerationConfig.from_model_config(load_config(model, revision)).eos_token_id
     ids = {tokenizer.eos_token_id, *(declared if isinstance(declared, list) else [declared])}
     if not (found := sorted(i for i in ids if i is not None)):
         raise DataError(f"the tokenizer of {model!r} declares no end token; set eos_token in its folder")

@@ -144,6 +144,9 @@ def test_stop_tokens_are_the_tokenizers_and_the_generation_configs(toy, tmp_path
     assert stop_tokens(tokenizer, str(tmp_path)) == [1, 5]
     (tmp_path / "generation_config.json").unlink()
     assert stop_tokens(tokenizer, str(tmp_path)) == sorted({tokenizer.eos_token_id, 3, 6}), "as vLLM reads it"
+    composite = {"model_type": "gemma3", "text_config": {"model_type": "gemma3_text", "eos_token_id": 1}}
+    (tmp_path / "config.json").write_text(json.dumps(composite | {"eos_token_id": [1, 7]}))
+    assert stop_tokens(tokenizer, str(tmp_path)) == sorted({tokenizer.eos_token_id, 1, 7}), "the whole model's first"
     tokenizer.eos_token = None
     (tmp_path / "generation_config.json").write_text("{}")
     with pytest.raises(DataError, match="no end token"):
