@@ -210,7 +210,7 @@ def test_launchers_of_two_machines_make_one_run(toy: Path, tmp_path: Path):
 def test_ranks_that_share_the_teachers_head_train_as_those_that_hold_it_whole(toy: Path, tmp_path: Path):
     lines = {}
     for head in ("whole", "by_vocabulary"):
-        given = ["precision=bf16", "rollout.type=transformers", f"teacher.head={head}"]
+        given = ["precision=bf16", "rollout.type=transformers", f"teacher.head={head}", "steps=2", "evaluate=null"]
         words = arguments(toy, tmp_path / head, given)
         accelerate(tmp_path, "opd", *words, ranks=2, stage=ROOT / "launch" / "deepspeed" / "zero3.json")
         metrics = (tmp_path / head / "run" / "metrics.jsonl").read_text()
@@ -266,24 +266,19 @@ def test_the_main_job_runs_to_its_end(configuration: str, precision: str, toy: P
         *(pytest.param(f"gpu-8-{stage}", marks=EVERY_CASE) for stage in ("zero2", "zero3", "zero3-offload")),
     ],
 )
-def test_two_ranks_take_what_a_file_gives_to_eight(configuration: str, toy: Path, tmp_path: Path):
-    overrides = ("precision=bf16", "rollout.type=transformers", "evaluate=null", "steps=2")
-    done = launched(toy, tmp_path, configuration, *overrides, launcher=["--num_processes", "2"])
+def test_two_ranks_take_what_a_file_gives_to_eight_and_put_their_model_on_the_hub(
+    configuration: str, toy: Path, tmp_path: Path, monkeypatch
+):
+    overrides = ("precision=bf16", "rollout.type=transformers", "evaluate=null", "steps=2", "hub={repo: ann/tiny}")
+    with serving() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.address)
+        monkeypatch.setenv("HF_TOKEN", "good")
+        done = launched(toy, tmp_path, configuration, *overrides, launcher=["--num_processes", "2"])
     assert done.returncode == 0, done.stderr[-3000:]
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert (summary["ranks"], f"zero{summary['zero_stage']}") == (2, configuration.split("-")[2])
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert all(line["skipped"] == 0 and line["gap"] < 0.05 for line in lines)
-
-
-@pytest.mark.engine
-def test_a_run_that_evaluates_nothing_ends_too_with_its_model_on_the_hub(toy: Path, tmp_path: Path, monkeypatch):
-    with serving() as hub:
-        monkeypatch.setenv("HF_ENDPOINT", hub.address)
-        monkeypatch.setenv("HF_TOKEN", "good")
-        short = ("evaluate=null", "rollout={type: transformers, max_new_tokens: 12}", "hub={repo: ann/tiny}")
-        done = launched(toy, tmp_path, "cpu-1", *short)
-    assert done.returncode == 0, done.stderr[-3000:]
     assert "nothing was scored" in done.stdout and "reverse KL on fresh rollouts" in done.stdout
     assert f"hub   {hub.address}/ann/tiny" in done.stdout.splitlines()
     there, model = hub.repos["ann/tiny"], tmp_path / "run" / "model"
