@@ -56,6 +56,11 @@ def chooses_late(recipe: Recipe) -> bool:
     return recipe.advantage == "log_ratio" and recipe.rollout_selection.type != "all"
 
 
+def choice_is_lost(table: TokenTable) -> bool:
+    """Whether a rollout's advantage is not a number: no choice by it can be trusted, so the step must be skipped."""
+    return bool(table.advantage_B[table.rollout_C].isnan().any())
+
+
 def counts_before(recipe: Recipe, lengths: list[int]) -> list[int] | None:
     """Each term's global count, if lengths alone decide all of them rollout by rollout; else None."""
     counts = [term.select.count_before(lengths) for term in recipe.loss]
@@ -73,7 +78,7 @@ def plan(recipe: Recipe, table: TokenTable, index: int) -> list[TermPlan]:
     rows_c = torch.isin(table.rollout_C, chosen_rollouts(recipe, table, index)).nonzero().squeeze(-1)
     kept = table.rows(rows_c)
     plans = [_of_term(recipe, kept, index, number) for number in range(len(recipe.loss))]
-    if table.advantage_B[table.rollout_C].isnan().any():  # no choice can be trusted: the step must be skipped
+    if choice_is_lost(table):
         plans = [_lost(p) for p in plans]
     return [_spread(p, rows_c, len(table)) for p in plans]
 

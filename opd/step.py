@@ -27,6 +27,7 @@ from opd.objectives.base import ChosenObjective, DenseObjective
 from opd.packing import Layout, lay_out, pack, piece_of
 from opd.plan import (
     TermPlan,
+    choice_is_lost,
     chooses_late,
     chosen_loss,
     chosen_rollouts,
@@ -123,8 +124,11 @@ def step(run: Run, recipe: Recipe, rollouts: list[Rollout], index: int) -> StepR
 def what_trained(
     work: Work, table: TokenTable, weights: list[Tensor]
 ) -> tuple[list[Rollout], TokenTable, list[Tensor]]:
-    """The rollouts that train, their table and their weights: of a late choice, cut to what was chosen."""
-    if not chooses_late(work.recipe):
+    """The rollouts that train, their table and their weights: of a late choice, cut to what was chosen.
+
+    A choice that is lost cuts nothing: the rollout that lost it may not be among the chosen, and is what one looks for.
+    """
+    if not chooses_late(work.recipe) or choice_is_lost(table):
         return work.rollouts, table, weights
     kept = chosen_rollouts(work.recipe, table, work.index)
     rows_c = torch.isin(table.rollout_C, kept).nonzero().squeeze(-1)

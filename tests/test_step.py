@@ -1,11 +1,15 @@
 """The step: equal to an independent computation, and the same for any packing, any passes, any order of work."""
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 
 from eval.statistics import ratio
 from opd import step as step_module
 from opd.objectives import OBJECTIVES
+from opd.plan import with_ratio_advantage
 from opd.selection import SELECTORS
 from tests import cases, reference
 
@@ -101,6 +105,22 @@ def test_where_rollouts_are_chosen_late_a_step_tells_of_those_that_train():
     assert outcome.table.token_id_C.tolist() == tokens and outcome.metrics["tokens"] == len(tokens)
     assert {len(weight_C) for weight_C in outcome.weights} == {len(tokens)}
     assert all(column.shape[0] == len(tokens) for column in outcome.table.statistics.values())
+    paid_C = outcome.table["reverse_kl"][outcome.weights[0] > 0]
+    assert float(paid_C.mean()) == pytest.approx(outcome.metrics["loss"]), "or others are told of than those that paid"
+
+
+def test_a_rollout_that_loses_a_late_choice_is_told_of_though_not_chosen(monkeypatch: pytest.MonkeyPatch):
+    chosen, rollouts = cases.recipe("d3s_by_ratio"), cases.rollouts()
+    stay = cases.taken(cases.run(chosen), rollouts).rollouts
+    gone = torch.tensor([rollouts.index(next(r for r in rollouts if r.completion and r not in stay))])
+
+    def lost(recipe, table):
+        found = with_ratio_advantage(recipe, table)
+        return replace(found, advantage_B=found.advantage_B.index_fill(0, gone, torch.nan))
+
+    monkeypatch.setattr(step_module, "with_ratio_advantage", lost)
+    outcome = cases.taken(cases.run(chosen), rollouts)
+    assert outcome.rollouts == rollouts and math.isnan(outcome.metrics["loss"])
 
 
 @pytest.mark.parametrize("chosen", [{}, {"rollout_selection": {"type": "all"}}], ids=["widest", "all"])
